@@ -1,0 +1,42 @@
+# make demo   from a clean clone to the main job's result
+# make test   lint, types, import layers and all tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# For a package index of your own, or PyTorch's index of CPU wheels: make demo PIP_ARGS="--extra-index-url ..."
+PIP_ARGS ?=
+
+.PHONY: demo test test-gpu lint setup clean
+.DEFAULT_GOAL := help
+
+help:
+	@grep -E '^# make' Makefile | cut -c3-
+
+# torch goes first: with it in place no other package can pull in another build of it.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fcnopt needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[export,cpu,rtx,dev]'
+	touch $@
+
+setup: $(VENV)/installed
+
+demo: setup
+	$(BIN)/fcnopt demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest -m "not gpu"
+
+# make test-gpu   what needs an NVIDIA GPU with its runtimes
+test-gpu: setup
+	$(BIN)/pytest -m gpu
+
+clean:
+	rm -rf $(VENV) demo-out

@@ -1,0 +1,3 @@
+"""The version, for manifests and `fcnopt --version`."""
+
+__version__ = "0.1.0"
