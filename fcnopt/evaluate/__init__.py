@@ -1,0 +1,1 @@
+"""Measures: IoU, latency and the benchmark that takes them together."""

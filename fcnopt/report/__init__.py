@@ -1,0 +1,1 @@
+"""Results for people: terminal table, JSON, HTML, overlay video."""

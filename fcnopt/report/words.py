@@ -1,0 +1,48 @@
+"""Numbers and sentences that the terminal table and the HTML report share."""
+
+from __future__ import annotations
+
+from fcnopt.evaluate.result import BenchResult, EngineResult
+
+
+def number(value: float | None, *, digits: int | None = None) -> str:
+    """A figure with about three digits that count, or a dash where it is unknown."""
+    if value is None:
+        return "-"
+    if digits is None:
+        digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f}"
+
+
+def signed(points: float) -> str:
+    """A difference in points with its sign; zero has none."""
+    text = f"{points:+.2f}"
+    return "0.00" if float(text) == 0 else text
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """`-0.05..+0.31`, or nothing where there is no interval."""
+    return "" if interval is None else f"{signed(interval[0])}..{signed(interval[1])}"
+
+
+def verdicts(result: BenchResult) -> tuple[str, ...]:
+    """One sentence an engine: how fast, what it costs, and where it costs most."""
+    return tuple(_verdict(result, engine) for engine in result.engines)
+
+
+def _verdict(result: BenchResult, engine: EngineResult) -> str:
+    drop = engine.drop
+    change = f"{'loses' if drop.miou > 0 else 'gains'} {abs(drop.miou):.2f} points of mIoU"
+    if abs(drop.miou) < 0.005:
+        change = "keeps the mIoU"
+    sure = ""
+    if drop.miou_interval is not None:
+        low, high = drop.miou_interval
+        sure = f" (95 % interval of the drop {signed(low)} to {signed(high)})"
+    worst = result.worst_class(engine)
+    most = f"; {worst[0]} loses most, {signed(worst[1])}" if worst is not None and worst[1] >= 0.005 else ""
+    return (
+        f"{engine.name} runs at {engine.speedup:.1f} times the FPS of {result.reference.name} and "
+        f"{change}{sure}{most}. {engine.equal_labels:.2f} % of its labels are the "
+        "reference's."
+    )

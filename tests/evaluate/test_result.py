@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fcnopt.evaluate
+from fcnopt.errors import GateError, UsageError
+from fcnopt.evaluate.bench import BenchOptions, bench
+from fcnopt.evaluate.result import BenchResult, check_gates, result_schema
+from tests.evaluate.fakes import FakeClip, FakeRunner, wrong_corner
+
+SCHEMA = Path(fcnopt.evaluate.__file__).with_name("benchmark.schema.json")
+
+
+@pytest.fixture(scope="module")
+def result() -> BenchResult:
+    return bench(
+        FakeClip(),
+        [FakeRunner("openvino int8", wrong_corner, sleep_s=0.002)],
+        FakeRunner(),
+        BenchOptions(warmup_frames=1, round_frames=6, bootstrap_samples=100, keep_samples=2),
+        machine={"cpu": "two cores", "memory_gib": 24.0, "gpus": []},
+        versions={"openvino": "2026.4"},
+        command="fcnopt bench fake.mp4",
+        date="2026-11-22T09:00:00+00:00",
+    )
+
+
+def test_json_brings_back_the_result(result: BenchResult) -> None:
+    assert result.samples
+    again = BenchResult.from_json(result.to_json())
+    assert again == result
+    assert again.samples == ()
+    assert again.engines[0].latency == result.engines[0].latency
+    assert again.machine == {"cpu": "two cores", "memory_gib": 24.0, "gpus": []}
+
+
+def test_the_dict_is_the_parsed_json(result: BenchResult) -> None:
+    assert result.to_dict() == json.loads(result.to_json())
+    assert "samples" not in result.to_dict()
+    assert result.to_dict()["schema_version"] == 1
+
+
+def test_the_schema_file_is_that_of_the_classes() -> None:
+    assert json.loads(SCHEMA.read_text("utf-8")) == result_schema()
+
+
+def test_a_result_fits_the_schema_and_a_changed_one_does_not(result: BenchResult) -> None:
+    schema, data = json.loads(SCHEMA.read_text("utf-8")), result.to_dict()
+    assert list(faults(schema, data)) == []
+    data["engines"][0]["fps"] = "fast"
+    data["engines"][0]["drop"]["miou_interval"] = [1.0]
+    data["truth"] = "guess"
+    del data["reference"]["latency"]
+    assert len(list(faults(schema, data))) == 4
+
+
+KINDS: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "object": dict, "array": list}
+
+
+def faults(schema: dict[str, Any], data: Any, path: str = "") -> Any:
+    """What in `data` breaks `schema`: the keywords that result_schema uses, and no other."""
+    known = {"$schema", "title", "type", "additionalProperties", "required", "properties", "anyOf", "items"}
+    assert set(schema) <= known | {"prefixItems", "minItems", "maxItems", "enum", "const"}
+    if "anyOf" in schema:
+        if data is not None and [*faults(schema["anyOf"][0], data, path)]:
+            yield path
+        return
+    if ("enum" in schema and data not in schema["enum"]) or ("const" in schema and data != schema["const"]):
+        yield path
+        return
+    if "type" in schema and not isinstance(data, KINDS[schema["type"]]):
+        yield path
+        return
+    if isinstance(data, dict):
+        yield from (f"{path}.{name}" for name in set(schema.get("required", ())) - set(data))
+        for name, value in data.items():
+            more = schema.get("properties", {}).get(name, schema.get("additionalProperties"))
+            if more is False:
+                yield f"{path}.{name}"
+            else:
+                yield from faults(more, value, f"{path}.{name}")
+    if isinstance(data, list):
+        if not schema.get("minItems", 0) <= len(data) <= schema.get("maxItems", len(data)):
+            yield path
+            return
+        kinds = schema.get("prefixItems", [schema.get("items")] * len(data))
+        for index, (kind, value) in enumerate(zip(kinds, data, strict=True)):
+            yield from faults(kind, value, f"{path}[{index}]")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(schema_version=2), "schema version 2, this fcnopt reads 1"),
+        (lambda d: d["engines"][0].pop("fps"), r"result\.engines\[0\]: missing fps"),
+        (lambda d: d["engines"][0].update(extra=1), r"result\.engines\[0\]: unknown extra"),
+        (lambda d: d.update(frames="12"), r"result\.frames: expected integer, found '12'"),
+        (lambda d: d.update(truth="guess"), r"result\.truth: expected one of"),
+        (lambda d: d["palette"].__setitem__(0, [1, 2]), r"result\.palette\[0\]: expected an array of 3"),
+    ],
+)
+def test_a_damaged_file_is_told_what_is_wrong(result: BenchResult, change: Any, message: str) -> None:
+    data = result.to_dict()
+    change(data)
+    with pytest.raises(UsageError, match=message):
+        BenchResult.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null"])
+def test_what_is_not_a_result_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="bench result"):
+        BenchResult.from_json(text)
+
+
+def test_the_worst_class_is_the_one_that_loses_most(result: BenchResult) -> None:
+    engine = result.engines[0]
+    worst = result.worst_class(engine)
+    assert worst is not None
+    assert worst[1] == max(d for d in engine.drop.iou if d is not None)
+    assert result.classes[engine.drop.iou.index(worst[1])] == worst[0]
+    absent = replace(engine, drop=replace(engine.drop, iou=(None,) * 4))
+    assert result.worst_class(absent) is None
+
+
+def test_open_gates_let_pass(result: BenchResult) -> None:
+    check_gates(result)
+    check_gates(result, max_miou_drop=99, max_class_drop=99, min_fps=0.001)
+
+
+def test_each_gate_names_engine_measured_and_wanted(result: BenchResult) -> None:
+    engine = result.engines[0]
+    name, drop = result.worst_class(engine) or ("", 0.0)
+    with pytest.raises(GateError) as caught:
+        check_gates(result, max_miou_drop=0.25, max_class_drop=1, min_fps=1e6)
+    miou, worst, fps = caught.value.message.split("; ")
+    assert miou.startswith(f"openvino int8: mIoU drop {engine.drop.miou:.2f} points (95 % interval ")
+    assert miou.endswith("at most 0.25 wanted")
+    assert worst == f"openvino int8: IoU drop of class {name} {drop:.2f} points, at most 1 wanted"
+    assert fps == f"openvino int8: {engine.fps:.1f} FPS end to end, at least 1e+06 wanted"
+    assert caught.value.exit_code == 1
+
+
+def test_the_reference_is_not_gated(result: BenchResult) -> None:
+    fast = replace(result.engines[0], fps=1e6)
+    check_gates(replace(result, engines=(fast,)), min_fps=1e5)
