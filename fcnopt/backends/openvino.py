@@ -1,0 +1,210 @@
+"""OpenVINO: ONNX to IR, and IR on a CPU (or an Intel GPU).
+
+The precision of a CPU engine is part graph, part execution mode: Q/DQ say which layers compute in int8, and the mode
+says what the rest computes in (`execution_mode`).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnopt.backends.base import Builder, BuildOptions, Built, EngineLayer, Outputs, Precision, Progress, Runner
+from fcnopt.backends.base import elapsed_ms as since
+from fcnopt.backends.frames import as_numpy, check_interface
+from fcnopt.backends.onnxfile import read_structure
+from fcnopt.backends.packages import require, version_of
+from fcnopt.errors import BackendError, BuildError
+from fcnopt.spec import ModelSpec
+
+ENGINE = "engine.xml"
+_PRECISION = {"u8": "int8", "i8": "int8", "f32": "fp32", "f16": "fp16", "i32": "int32", "i64": "int64"}
+_NOT_COMPUTED = {"Const", "Input", "Output", "Parameter", "Result"}
+_PLUGIN_ERROR = re.compile(r"^Exception from .*?:\d+:\s*|^Check '.*' failed at .*?:\d+:\s*", re.MULTILINE)
+
+
+class OpenVinoRunner(Runner):
+    """Runs an IR or ONNX file for least latency.
+
+    Args:
+        model: `engine.xml` with its `.bin` beside it, or an ONNX file.
+        spec: What the model takes and gives.
+        precision: Of the graph; chooses the execution mode.
+        device: "CPU" or "GPU" (an Intel one).
+
+    Raises:
+        BackendError: OpenVINO or the device is missing, the CPU lacks the precision, or the file is refused or does
+            not fit the spec.
+    """
+
+    def __init__(self, model: Path, spec: ModelSpec, precision: Precision = "fp32", *, device: str = "CPU") -> None:
+        self.name = f"openvino {precision}" + ("" if device == "CPU" else f" {device.lower()}")
+        self.spec = spec
+        core = open_core(device)
+        if model.suffix == ".onnx":
+            _check_readable(model)
+        with _translated(f"{model.name}: openvino refused it"):
+            compiled = compile_model(core, core.read_model(model), precision, device)
+        inputs = {_name(p): (p.get_element_type().to_dtype().name, _shape(p)) for p in compiled.inputs}
+        outputs = {name for port in compiled.outputs for name in port.get_names()}
+        self.batch = check_interface(self.name, spec, inputs, outputs)
+        self._request: Any = compiled.create_infer_request()
+        self._tensor = require("openvino").Tensor
+
+    def infer(self, frames: Any) -> Outputs:
+        """Run checked frames.
+
+        In the calling thread: `Runner.stream` gives it one of its own. OpenVINO's asynchronous requests are no faster
+        on a CPU, and their worker can be the last to hold the model when it is closed, which ends the process.
+        """
+        start = time.perf_counter()
+        array = _writable(as_numpy(frames, self.name))  # named, because the request does not keep it alive
+        with _translated(f"{self.name}: inference failed"):
+            self._request.set_input_tensor(self._tensor(array, shared_memory=True))
+            self._request.infer()
+            values = {name: self._request.get_tensor(name).data.copy() for name in self.spec.outputs}
+        return Outputs(**values, inference_ms=since(start))
+
+    def close(self) -> None:
+        """Free the compiled model."""
+        self._request = None
+
+
+class OpenVinoBuilder(Builder):
+    """Converts ONNX to IR and compiles it once, to prove it and to list its layers.
+
+    Args:
+        device: "CPU" or "GPU" (an Intel one).
+    """
+
+    def __init__(self, device: str = "CPU") -> None:
+        self._device = device
+
+    def build(self, model: Path, folder: Path, options: BuildOptions, progress: Progress) -> Built:
+        """Build; see `Builder.build`."""
+        ov, core = require("openvino"), open_core(self._device)
+        capabilities = core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        mode = execution_mode(options.precision, capabilities, self._device)
+        names = {node.name for node in read_structure(model).graph.node}
+        try:
+            with _translated(f"{model.name}: openvino refused it"):
+                progress("convert to OpenVINO IR", 0.0)
+                graph = core.read_model(model)
+                ov.save_model(graph, folder / ENGINE, compress_to_fp16=False)
+                progress("compile for " + self._device, 0.5)
+                compiled = compile_model(core, core.read_model(folder / ENGINE), options.precision, self._device)
+                layers = executed_layers(compiled, names)
+        except BackendError as error:
+            raise BuildError(error.message, fix=error.fix) from error
+        progress("compile for " + self._device, 1.0)
+        files = (folder / ENGINE, folder / Path(ENGINE).with_suffix(".bin"))
+        device = core.get_property(self._device, "FULL_DEVICE_NAME")
+        note = f"on this {self._device}, what is not int8 computes in {_PRECISION.get(mode, mode)}"
+        return Built(files, f"{self._device} ({device.strip()})", f"openvino {version_of('openvino')}", layers, (note,))
+
+
+def open_core(device: str) -> Any:
+    """An OpenVINO core that has `device`.
+
+    Raises:
+        BackendError: OpenVINO or the device is missing.
+    """
+    core = require("openvino").Core()
+    devices = core.available_devices
+    if not any(name.split(".")[0] == device for name in devices):
+        raise BackendError(
+            f"openvino: device {device} was asked for, found {', '.join(devices) or 'none'}",
+            fix="use --target openvino, or install the device's driver",
+        )
+    return core
+
+
+def compile_model(core: Any, model: Any, precision: Precision, device: str) -> Any:
+    """Compile for least latency in the execution mode of `precision`."""
+    mode = execution_mode(precision, core.get_property(device, "OPTIMIZATION_CAPABILITIES"), device)
+    return core.compile_model(model, device, {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": mode})
+
+
+def execution_mode(precision: Precision, capabilities: Iterable[str], device: str) -> str:
+    """What floating-point layers compute in: OpenVINO's type name.
+
+    FP16 graphs fall back to FP32 where the device has no FP16 (they stay correct, and as slow as FP32); the part of
+    an INT8 graph that is not quantized takes BF16 where the device has it.
+
+    Raises:
+        BackendError: BF16 is asked for and the device has none: it would be FP32 under another name.
+    """
+    has = set(capabilities)
+    if precision == "bf16" and "BF16" not in has:
+        raise BackendError(
+            f"openvino: this {device} has no BF16 (it has {', '.join(sorted(has))})",
+            fix="use --precision int8 or fp32 here",
+        )
+    if precision in ("bf16", "int8") and "BF16" in has:
+        return "bf16"
+    if device != "CPU" and precision == "int8" and "FP16" in has:
+        return "f16"
+    return "f16" if precision == "fp16" and "FP16" in has else "f32"
+
+
+def executed_layers(compiled: Any, nodes: set[str]) -> tuple[EngineLayer, ...]:
+    """The layers that a compiled model executes, in order, each with its precision and the ONNX nodes in it.
+
+    Args:
+        compiled: An `openvino.CompiledModel`.
+        nodes: Names of the ONNX nodes; OpenVINO's own names are left out.
+    """
+    found = []
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        info = {key: str(op.rt_info[key].astype(str)) for key in _INFO if key in op.rt_info}
+        kind = info.get("layerType", "Const")
+        if kind in _NOT_COMPUTED:
+            continue
+        precision = info.get("runtimePrecision", "")
+        fused = dict.fromkeys(name for name in info.get("originalLayersNames", "").split(",") if name in nodes)
+        found.append(EngineLayer(op.get_friendly_name(), kind, _PRECISION.get(precision, precision), tuple(fused)))
+    return tuple(found)
+
+
+_INFO = ("layerType", "runtimePrecision", "originalLayersNames")
+
+
+def _check_readable(model: Path) -> None:
+    """Refuse a damaged ONNX file before OpenVINO tries all its other readers on it, loudly."""
+    try:
+        read_structure(model)
+    except BuildError as error:
+        raise BackendError(error.message, fix=error.fix) from error
+
+
+def _writable(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """OpenVINO shares only memory that is writable by its flag, though it does not write to inputs."""
+    return array if array.flags.writeable else array.copy()
+
+
+def _name(port: Any) -> str:
+    return str(port.get_any_name() if port.get_names() else port.node.get_friendly_name())
+
+
+def _shape(port: Any) -> tuple[int | None, ...]:
+    return tuple(d.get_length() if d.is_static else None for d in port.get_partial_shape())
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """OpenVINO's RuntimeError as `BackendError`, without the places in OpenVINO's source."""
+    try:
+        yield
+    except RuntimeError as error:
+        lines = [line.strip() for line in _PLUGIN_ERROR.sub("", str(error)).splitlines() if line.strip()]
+        message = "; ".join(dict.fromkeys(lines)) or type(error).__name__
+        raise BackendError(
+            f"{what}: {message}", fix="check the model with `fcnopt inspect`, or export it again"
+        ) from error

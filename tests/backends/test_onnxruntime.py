@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from fcnopt.backends.base import BuildOptions
+from fcnopt.backends.onnxruntime import CPU, CUDA, OnnxRuntimeBuilder, OnnxRuntimeRunner
+from fcnopt.errors import BackendError, BuildError
+from tests.backends.tiny import tiny_onnx, tiny_spec
+
+
+def no_progress(step: str, fraction: float) -> None:
+    assert 0 <= fraction <= 1, step
+
+
+def build(model, folder, **options):
+    folder.mkdir(exist_ok=True)
+    return OnnxRuntimeBuilder().build(model, folder, BuildOptions(**options), no_progress)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny_onnx(tmp_path / "model.onnx", tiny_spec())
+
+
+def test_a_model_runs_from_its_bytes(model, frames):
+    with OnnxRuntimeRunner(model, tiny_spec()) as a, OnnxRuntimeRunner(model.read_bytes(), tiny_spec()) as b:
+        np.testing.assert_array_equal(a.run(frames[:1]).labels, b.run(frames[:1]).labels)
+
+
+def test_cuda_without_the_provider_names_what_is_there(model):
+    import onnxruntime
+
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(BackendError, match="CUDAExecutionProvider was asked for") as caught:
+        OnnxRuntimeRunner(model, tiny_spec(), (CUDA, CPU))
+    assert CPU in caught.value.message
+    assert "onnxruntime-gpu" in caught.value.fix
+
+
+def test_cuda_that_fails_to_start_is_not_silently_the_cpu(model, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **_: real(*a, providers=[CPU]))
+    with pytest.raises(BackendError, match=f"it failed to start and left {CPU}"):
+        OnnxRuntimeRunner(model, tiny_spec(), (CUDA, CPU))
+
+
+def test_a_damaged_file_is_one_clear_error(model):
+    model.write_bytes(model.read_bytes()[:500])
+    with pytest.raises(BackendError, match=r"model\.onnx: onnxruntime refused it"):
+        OnnxRuntimeRunner(model, tiny_spec())
+
+
+def test_a_model_that_does_not_fit_its_spec_is_refused(model):
+    with pytest.raises(
+        BackendError, match=r"should be uint8 \[N, 48, 32, 3\] by the spec, found uint8 \[1, 24, 32, 3\]"
+    ):
+        OnnxRuntimeRunner(model, tiny_spec(48, 32))
+    with pytest.raises(BackendError, match="the outputs labels, confidence, found frames -> labels"):
+        OnnxRuntimeRunner(model, tiny_spec(outputs=("labels", "confidence")))
+
+
+def test_the_engine_is_the_onnx_file_and_a_model_in_place_is_not_copied(model, tmp_path):
+    built = build(model, tmp_path / "engine")
+    assert built.files == (tmp_path / "engine" / "model.onnx",)
+    assert built.files[0].read_bytes() == model.read_bytes()
+    assert build(model, tmp_path).files == (model,)
+    assert built.device == "CPU"
+    assert built.runtime.startswith("onnxruntime 1.")
+
+
+def test_weights_beside_the_model_come_along(model, tmp_path, frames):
+    proto = onnx.load(model)
+    big = tmp_path / "big" / "big.onnx"
+    big.parent.mkdir()
+    onnx.save(proto, big, save_as_external_data=True, location="big.bin", size_threshold=16)
+    built = build(big, tmp_path / "engine")
+    assert [f.name for f in built.files] == ["big.onnx", "big.bin"]
+    big.unlink()
+    with OnnxRuntimeRunner(built.files[0], tiny_spec()) as a, OnnxRuntimeRunner(model, tiny_spec()) as b:
+        np.testing.assert_array_equal(a.run(frames[:1]).labels, b.run(frames[:1]).labels)
+
+
+def test_weights_outside_the_model_s_folder_are_refused(model, tmp_path):
+    from fcnopt.backends.onnxfile import external_files
+
+    big = tmp_path / "big.onnx"
+    onnx.save(onnx.load(model), big, save_as_external_data=True, location="big.bin", size_threshold=16)
+    proto = onnx.load(big, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../../etc/passwd"
+    big.write_bytes(proto.SerializeToString())
+    with pytest.raises(BuildError, match=r"in '\.\./\.\./etc/passwd', outside the model's folder"):
+        external_files(big)
+
+
+def test_a_graph_that_onnxruntime_refuses_is_a_build_error(model, tmp_path):
+    proto = onnx.load(model)
+    proto.graph.node[3].domain = "my.ops"
+    proto.opset_import.append(onnx.helper.make_opsetid("my.ops", 1))
+    model.write_bytes(proto.SerializeToString())
+    with pytest.raises(BuildError, match=r"model\.onnx: onnxruntime refused it: .*my\.ops"):
+        build(model, tmp_path / "engine")
+
+
+def test_the_layers_show_what_runs_in_int8(tmp_path):
+    fp32 = build(tiny_onnx(tmp_path / "a.onnx", tiny_spec()), tmp_path / "a")
+    assert {layer.precision for layer in fp32.layers} == {"fp32"}
+    assert any("Conv" in layer.kind for layer in fp32.layers)
