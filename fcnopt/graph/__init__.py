@@ -1,0 +1,1 @@
+"""ONNX graphs: files, equivalence, statistics and rewrites."""

@@ -1,0 +1,1 @@
+"""Fully convolutional networks and the checkpoints that hold them."""
