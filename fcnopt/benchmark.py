@@ -1,0 +1,174 @@
+"""Bench engines on a clip: open what the user named, measure it all in one run, write what was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fcnopt.backends import open_onnx
+from fcnopt.backends.base import Progress, Runner
+from fcnopt.backends.machine import describe_machine
+from fcnopt.builder import ENGINES, find_reference, newest_bundle
+from fcnopt.bundle import MANIFEST, Bundle, load, write_text
+from fcnopt.errors import UsageError
+from fcnopt.evaluate.bench import BenchOptions, BenchResult, EngineResult
+from fcnopt.evaluate.bench import bench as measure
+from fcnopt.graph import io
+from fcnopt.media.clips import open_clip
+from fcnopt.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from fcnopt.models.fcn import Padding
+
+_CHECKPOINTS = (".pth", ".pt", ".safetensors")
+
+
+@dataclass(frozen=True)
+class BenchFiles:
+    """What `bench` writes beside its result; None leaves a file out.
+
+    Attributes:
+        json: The result, as data.
+        html: One self-contained page.
+        overlay: A video (mp4) of the clip with the first engine's labels.
+        record: Keep the figures in the manifests of the bundles benched.
+    """
+
+    json: Path | None = None
+    html: Path | None = None
+    overlay: Path | None = None
+    record: bool = False
+
+
+def bench(
+    clip: str | Path,
+    *,
+    engines: Sequence[str | Path] = (),
+    labels: str | Path | None = None,
+    reference: str | Path = "fp32",
+    max_frames: int | None = None,
+    padding: Padding | None = None,
+    files: BenchFiles | None = None,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """Measure engines and their FP32 reference on a clip, interleaved in one run.
+
+    Args:
+        clip: A video, an image, or a folder of images.
+        engines: Bundles, ONNX files, or checkpoints (run by PyTorch, eager FP32); none takes the newest bundle.
+        labels: Folder of label maps; without one the reference's labels are the truth.
+        reference: "fp32" for the model that the first bundle was built from, or an ONNX file or checkpoint.
+        max_frames: Most frames, from the clip's start.
+        padding: For checkpoints without BatchNorm: same or caffe.
+        files: What to write.
+        progress: Called as the bench goes on.
+
+    Raises:
+        UsageError: Nothing to bench, or no way to tell the spec.
+        MediaError: The clip or its labels cannot be used.
+        BundleError: A bundle is damaged or its engine answers wrongly.
+        BackendError: A runtime is missing or failed.
+    """
+    files = files or BenchFiles()
+    named = [Path(e) for e in engines] or [newest_bundle(ENGINES)]
+    source = open_clip(clip, labels)
+    with contextlib.ExitStack() as stack:
+        base = _reference_path(reference, named)
+        spec = _spec_of([*named, base])
+        truth = stack.enter_context(_open(base, spec, padding))
+        runners = [stack.enter_context(_open(path, spec, padding)) for path in named]
+        observers = []
+        if files.overlay is not None:
+            from fcnopt.report.overlay import OverlayWriter
+
+            observers.append(stack.enter_context(OverlayWriter(files.overlay, spec.classes, fps=source.fps)))
+        result = measure(
+            source,
+            runners,
+            truth,
+            BenchOptions(max_frames=max_frames, keep_samples=4 if files.html else 0),
+            machine=describe_machine(),
+            command=shlex.join(["fcnopt", *sys.argv[1:]]),
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            observers=observers,
+            progress=progress,
+        )
+    _write(files, result, named)
+    return result
+
+
+def _write(files: BenchFiles, result: BenchResult, named: Sequence[Path]) -> None:
+    if files.json is not None:
+        write_text(files.json, result.to_json())
+    if files.html is not None:
+        from fcnopt.report.html import render
+
+        write_text(files.html, render(result))
+    if files.record:
+        for path, engine in zip(named, result.engines, strict=True):
+            if (path / MANIFEST).is_file():
+                Bundle.read(path).record(_summary(result, engine))
+
+
+def _summary(result: BenchResult, engine: EngineResult) -> dict[str, Any]:
+    """What a manifest keeps of a bench: accuracy with its interval, speed, and on what both were measured."""
+    return {
+        "clip": result.clip,
+        "frames": result.frames,
+        "truth": result.truth,
+        "date": result.date,
+        "cpu": result.machine.get("cpu"),
+        "gpus": [gpu.get("name") for gpu in result.machine.get("gpus", ())],
+        "reference": result.reference.name,
+        "fps": engine.fps,
+        "speedup": engine.speedup,
+        "latency_p50_ms": engine.latency.p50_ms,
+        "latency_p99_ms": engine.latency.p99_ms,
+        "miou": engine.accuracy.miou,
+        "miou_drop": engine.drop.miou,
+        "miou_drop_interval": engine.drop.miou_interval,
+        "equal_labels": engine.equal_labels,
+    }
+
+
+def _open(path: Path, spec: ModelSpec, padding: Padding | None) -> Runner:
+    if path.suffix in _CHECKPOINTS:
+        from fcnopt.backends.torch import TorchRunner
+        from fcnopt.models import checkpoint
+
+        return TorchRunner(checkpoint.load(path, padding=padding).module, spec)
+    if path.suffix == ".onnx":
+        return open_onnx(path, io.read_spec(io.load(path)) or spec)
+    return load(path)
+
+
+def _reference_path(reference: str | Path, named: Sequence[Path]) -> Path:
+    if str(reference) != "fp32":
+        return Path(reference)
+    for path in named:
+        if (path / MANIFEST).is_file():
+            return find_reference(Bundle.read(path))
+    raise UsageError(
+        "the FP32 reference is unknown: none of the engines is a bundle",
+        fix="give --reference with the FP32 ONNX file or the checkpoint",
+    )
+
+
+def _spec_of(paths: Sequence[Path]) -> ModelSpec:
+    for path in paths:
+        if (path / MANIFEST).is_file():
+            return Bundle.read(path).manifest.spec
+        if path.suffix == ".onnx":
+            spec = io.read_spec(io.load(path))
+            if spec is not None:
+                return spec
+    raise UsageError(
+        "no engine or reference says how frames are normalized",
+        fix="bench a bundle, or an ONNX file that `fcnopt export` wrote",
+    )

@@ -1,0 +1,268 @@
+"""Bundles: a folder that holds an engine, proves that it is whole, and proves that it still answers right.
+
+    engines/NAME/manifest.json   what it is, for which device, hashes of every other file, what was measured
+    engines/NAME/model.onnx      the precision graph that the engine was built from
+    engines/NAME/engine.*        the engine
+    engines/NAME/selftest.npz    a frame and its labels (the known-answer test)
+
+A bundle is written to a temporary folder beside its place and renamed, so a killed build leaves nothing that loads.
+Loading checks every hash before a byte reaches a runtime's deserializer, then runs the known-answer test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnopt.backends import Target, open_engine
+from fcnopt.backends.base import Outputs, Runner
+from fcnopt.errors import BundleError, FcnoptError
+from fcnopt.manifest import Manifest
+from fcnopt.media.clips import Clip, Frame, fit_frame, open_clip, restore_labels
+
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+SELFTEST = "selftest.npz"
+_MAX_MANIFEST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose manifest was read but whose files were not yet checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model(self) -> Path:
+        """The precision ONNX file."""
+        return self.path / MODEL
+
+    @property
+    def target(self) -> Target:
+        """What the engine is for."""
+        return Target.parse(self.manifest.target)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Bundle:
+        """Read a bundle's manifest.
+
+        Raises:
+            BundleError: There is no bundle at `path`, or its manifest cannot be used.
+        """
+        folder = Path(path)
+        file = folder / MANIFEST
+        if not file.is_file():
+            what = "is not a bundle: it has no manifest.json" if folder.is_dir() else "does not exist"
+            raise BundleError(f"{folder} {what}", fix="build one with `fcnopt build`, or give the folder engines/NAME")
+        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise BundleError(f"{file}: over {_MAX_MANIFEST_BYTES >> 20} MiB", fix="build the bundle again")
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{file}: cannot be read: {error}", fix="build the bundle again") from error
+        return cls(folder, Manifest.from_json(text, file))
+
+    def verify(self) -> None:
+        """Compare every file with its hash.
+
+        Raises:
+            BundleError: A file is missing, changed or not listed; names it.
+        """
+        present = {p.name for p in self.path.iterdir() if p.name != MANIFEST}
+        listed = set(self.manifest.files)
+        for name in sorted(listed ^ present):
+            what = "is missing" if name in listed else "is not listed in manifest.json"
+            raise BundleError(f"{self.path / name} {what}", fix="copy the whole folder again, or build it again")
+        for name, expected in sorted(self.manifest.files.items()):
+            found = sha256_of(self.path / name)
+            if found != expected:
+                raise BundleError(
+                    f"{self.path / name}: SHA-256 is {found[:12]}..., the manifest says {expected[:12]}...",
+                    fix="the file was changed or damaged: copy the bundle again, or build it again",
+                )
+
+    def record(self, measurement: dict[str, Any]) -> None:
+        """Add a measurement to the manifest, in place of an earlier one on the same clip and machine."""
+
+        def key(entry: dict[str, Any]) -> tuple[Any, Any]:
+            return entry.get("clip"), entry.get("cpu")
+
+        kept = tuple(m for m in self.manifest.measurements if key(m) != key(measurement))
+        write_text(self.path / MANIFEST, replace(self.manifest, measurements=(*kept, measurement)).to_json())
+
+
+class Engine(Runner):
+    """A loaded bundle: a runner that also takes frames of other sizes in `stream`.
+
+    Attributes:
+        manifest: What the bundle says of itself.
+    """
+
+    def __init__(self, runner: Runner, manifest: Manifest) -> None:
+        self._runner = runner
+        self.manifest = manifest
+        self.name = manifest.name
+        self.spec = runner.spec
+
+    def infer(self, frames: Any) -> Outputs:
+        """Run checked frames."""
+        return self._runner.infer(frames)
+
+    def stream(
+        self, source: str | Path | Clip | Iterable[Frame | NDArray[np.uint8]], *, prefetch: int = 4
+    ) -> Iterator[Outputs]:
+        """Run a clip frame by frame, in order, decoding ahead.
+
+        Args:
+            source: A path, a clip, or frames uint8 [H, W, 3] BGR of any size that the spec's `resize` allows.
+            prefetch: Most frames held that are not yet inferred.
+
+        Yields:
+            One `Outputs` a frame; labels are [1, H, W] at the frame's own size.
+        """
+        items: Iterable[Frame | NDArray[np.uint8]] = open_clip(source) if isinstance(source, str | Path) else source
+        sizes: deque[tuple[int, int]] = deque()  # of frames handed to the runner and not yet answered, oldest first
+
+        def fitted() -> Iterator[NDArray[np.uint8]]:
+            for item in items:
+                image = item.image if isinstance(item, Frame) else item
+                sizes.append((image.shape[0], image.shape[1]))
+                yield fit_frame(image, self.spec.frame)
+
+        for out in self._runner.stream(fitted(), prefetch=prefetch):
+            size = sizes.popleft()
+            yield replace(out, labels=restore_labels(out.labels[0], size, self.spec.frame)[None])
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._runner.close()
+
+
+def load(path: str | Path, *, selftest: bool = True) -> Engine:
+    """Open a bundle: check its hashes, load its engine, run its known-answer test.
+
+    Args:
+        path: The folder engines/NAME.
+        selftest: Run the known-answer test. Leave it on unless the caller runs it.
+
+    Raises:
+        BundleError: The bundle is damaged, or its engine answers wrongly.
+        BackendError: The runtime or the device is missing, or is another one than the engine was built for.
+    """
+    bundle = Bundle.read(path)
+    bundle.verify()
+    manifest = bundle.manifest
+    files = tuple(bundle.path / name for name in manifest.engine)
+    runner = open_engine(files, bundle.target, manifest.precision, manifest.spec)
+    engine = Engine(runner, manifest)
+    try:
+        if selftest:
+            run_selftest(engine, bundle.path / SELFTEST, manifest.min_agreement)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def run_selftest(runner: Runner, file: Path, min_agreement: float) -> float:
+    """Run the known-answer test and return the share of equal labels.
+
+    Raises:
+        BundleError: Fewer labels agree than `min_agreement`, or the file cannot be read.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            frame, expected = data["frame"], data["labels"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{file}: cannot be read: {error}", fix="build the bundle again") from error
+    labels = runner.run(frame).labels
+    agreement = float(np.mean(labels == expected)) if labels.shape == expected.shape else 0.0
+    if agreement < min_agreement:
+        raise BundleError(
+            f"{file.parent.name}: known-answer test failed: {agreement:.2%} of labels agree, "
+            f"at least {min_agreement:.2%} must",
+            fix="do not use this engine: driver, device or runtime answer differently; build it again here",
+        )
+    return agreement
+
+
+@contextlib.contextmanager
+def staged(place: Path) -> Iterator[Path]:
+    """A temporary folder that takes `place` when the block ends well, and vanishes when it does not.
+
+    An existing bundle at `place` stays until the new one is whole.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in place.parent.glob(f".{place.name}.*.partial"):  # of a build that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
+    try:
+        folder.chmod(0o755)
+        yield folder
+        _exchange(folder, place)
+    except OSError as error:
+        raise BundleError(
+            f"{place}: cannot be written: {error.strerror or error}",
+            fix="free disk space or choose another folder with --output",
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def finish(folder: Path, manifest: Manifest) -> None:
+    """Hash every file in `folder` and write the manifest."""
+    files = {p.name: sha256_of(p) for p in sorted(folder.iterdir()) if p.name != MANIFEST}
+    write_text(folder / MANIFEST, replace(manifest, files=files).to_json())
+
+
+def write_selftest(file: Path, frame: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
+    """Write the known-answer test: `frame` uint8 [1, H, W, 3] and its `labels` uint8 [1, H, W]."""
+    np.savez_compressed(file, frame=frame, labels=labels)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex, read in pieces."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}", fix="copy the bundle again") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except OSError as error:
+        raise FcnoptError(
+            f"{path}: cannot be written: {error.strerror}", fix="free disk space or choose another place"
+        ) from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _exchange(folder: Path, place: Path) -> None:
+    if place.exists() and not (place / MANIFEST).is_file():
+        raise BundleError(f"{place} exists and is not a bundle", fix="move it away, or give another --name")
+    old = folder.with_suffix(".old")
+    if place.exists():
+        place.rename(old)
+    folder.rename(place)
+    shutil.rmtree(old, ignore_errors=True)

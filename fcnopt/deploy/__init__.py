@@ -1,0 +1,1 @@
+"""Packaging for the stacks that an engine is dropped into."""

@@ -1,0 +1,166 @@
+"""What `optimize`, `build`, `inspect` and `doctor` print."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fcnopt.backends.base import EngineLayer
+from fcnopt.backends.survey import RuntimeStatus
+from fcnopt.bundle import Bundle
+from fcnopt.graph.passes import PassReport
+from fcnopt.graph.stats import GraphStats
+from fcnopt.manifest import Manifest
+from fcnopt.report.terminal import new_console, new_table
+from fcnopt.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MOST_REASONS = 4
+
+
+def print_passes(reports: Sequence[PassReport], *, console: Console | None = None) -> None:
+    """Print a table of what each graph pass did, then what was declined and why."""
+    console = console or new_console()
+    table = new_table(
+        [
+            ("pass", False),
+            ("nodes", True),
+            ("parameters", True),
+            ("GMACs", True),
+            ("max error", True),
+            ("changed", True),
+        ]
+    )
+    if reports:
+        table.add_row("(as exported)", *_stats(reports[0].before), "", "")
+    for report in reports:
+        error = f"{report.error:.1e}" if report.changed else ""
+        table.add_row(report.name, *_stats(report.after), error, str(len(report.changed) or ""))
+    console.print(table)
+    for report in reports:
+        for reason in report.declined[:_MOST_REASONS]:
+            console.print(f"left alone by {report.name}: {reason}", highlight=False, soft_wrap=True)
+        more = len(report.declined) - _MOST_REASONS
+        if more > 0:
+            console.print(f"left alone by {report.name}: {more} more", highlight=False)
+
+
+def print_built(bundle: Bundle, *, console: Console | None = None) -> None:
+    """Print what was built, in a few lines."""
+    console = console or new_console()
+    manifest = bundle.manifest
+    size = sum(path.stat().st_size for path in bundle.path.iterdir())
+    lines = [
+        f"wrote {bundle.path}/ ({size / 1e6:.1f} MB): {manifest.precision} for {manifest.device}, {manifest.runtime}",
+        *(f"note: {note}" for note in manifest.notes),
+    ]
+    if manifest.layers:
+        lines.append(f"engine layers: {_precisions(manifest.layers)}")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_inspection(
+    name: str, spec: ModelSpec | None, stats: GraphStats, manifest: Manifest | None, *, console: Console | None = None
+) -> None:
+    """Print spec, statistics, and for a bundle its origin, measurements and layers."""
+    console = console or new_console()
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    say(name)
+    say(f"  graph      {stats.nodes} nodes, {stats.parameters / 1e6:.1f} M parameters, {_gmacs(stats)} GMACs a frame")
+    say(f"  operators  {', '.join(f'{count} {op}' for op, count in stats.ops.items())}")
+    if spec is None:
+        say("  spec       none: this file says neither how frames are normalized nor what labels mean")
+    else:
+        _say_spec(say, spec)
+    if manifest is not None:
+        _say_manifest(say, manifest)
+        if manifest.layers:
+            console.print(layer_table(manifest.layers))
+
+
+def print_doctor(machine: dict[str, Any], found: Sequence[RuntimeStatus], *, console: Console | None = None) -> None:
+    """Print what this machine can build and run, and what to install for the rest."""
+    console = console or new_console()
+    gpus = ", ".join(f"{gpu['name']} ({gpu['compute_capability']})" for gpu in machine["gpus"]) or "no NVIDIA GPU"
+    isa = ", ".join(machine["isa"])
+    console.print(
+        f"{machine['cpu']}, {machine['cores']} cores ({isa}), {machine['memory_gib']} GiB; {gpus}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = new_table(
+        [("runtime", False), ("version", False), ("builds", False), ("runs", False), ("devices", False), ("", False)]
+    )
+    for status in found:
+        table.add_row(
+            status.name,
+            status.version or "-",
+            "yes" if status.builds else "no",
+            "yes" if status.runs else "no",
+            ", ".join(status.devices) or "-",
+            status.note,
+        )
+    console.print(table)
+    for status in found:
+        if status.fix:
+            console.print(f"{status.name}: {status.fix}", highlight=False, soft_wrap=True)
+
+
+def layer_table(layers: Sequence[EngineLayer]) -> Any:
+    """A table of an engine's layers: what each computes in, and which ONNX nodes were fused into it."""
+    table = new_table([("layer", False), ("precision", False), ("fused from", False)])
+    for layer in layers:
+        table.add_row(layer.kind, layer.precision, ", ".join(layer.nodes) or layer.name)
+    return table
+
+
+def _say_spec(say: Any, spec: ModelSpec) -> None:
+    frame, norm = spec.frame, spec.frame.normalization
+    say(f"  network    {spec.architecture or 'unknown'}")
+    size = f"{frame.height or 'H'}, {frame.width or 'W'}"
+    say(f"  frames     uint8 [N, {size}, 3] {frame.color}, other sizes: {frame.resize}")
+    values = f"mean {_triple(norm.mean)}, std {_triple(norm.std)}"
+    say(f"  inside     (x * {norm.scale:.6g} - mean) / std in {norm.color}, {values}")
+    say(f"  outputs    {', '.join(spec.outputs)}")
+    say(f"  classes    {', '.join(f'{i} {name}' for i, name in enumerate(spec.classes.names))}")
+
+
+def _say_manifest(say: Any, manifest: Manifest) -> None:
+    say(f"  engine     {manifest.precision} for {manifest.target} ({manifest.device}), {manifest.runtime}")
+    say(f"  built      {manifest.created} by fcnopt {manifest.fcnopt} from {manifest.sources.get('model')}")
+    if "calibration" in manifest.sources:
+        say(f"  calibrated on {manifest.sources['frames']} frames: {manifest.sources['calibration']}")
+    for note in manifest.notes:
+        say(f"  note       {note}")
+    for measured in manifest.measurements:
+        interval = measured.get("miou_drop_interval")
+        sure = f" ({interval[0]:+.2f} to {interval[1]:+.2f})" if interval else ""
+        say(
+            f"  measured   {measured['clip']}, {measured['frames']} frames: {measured['fps']:.1f} FPS, mIoU drop "
+            f"{measured['miou_drop']:+.2f}{sure}, {measured['equal_labels']:.2f} % equal labels, {measured['cpu']}"
+        )
+    if manifest.layers:
+        say(f"  layers     {_precisions(manifest.layers)}")
+
+
+def _precisions(layers: Sequence[EngineLayer]) -> str:
+    return ", ".join(f"{count} {precision}" for precision, count in Counter(x.precision for x in layers).most_common())
+
+
+def _stats(stats: GraphStats) -> tuple[str, str, str]:
+    return str(stats.nodes), f"{stats.parameters:,}", _gmacs(stats)
+
+
+def _gmacs(stats: GraphStats) -> str:
+    return "?" if stats.macs is None else f"{stats.macs / 1e9:.2f}"
+
+
+def _triple(values: Sequence[float]) -> str:
+    return "/".join(f"{value:g}" for value in values)

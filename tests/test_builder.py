@@ -1,0 +1,193 @@
+"""From model to bundle: defaults, refusals, and every precision on every runtime that is here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fcnopt
+from fcnopt import builder
+from fcnopt.backends.base import Outputs
+from fcnopt.builder import BuildSettings, build, find_reference, newest_bundle, newest_model, optimize
+from fcnopt.bundle import Bundle, load
+from fcnopt.errors import BuildError, CalibrationError, FcnoptError, UsageError
+from fcnopt.graph import io
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_engines_for_cpus_build_load_and_agree_with_fp32(
+    tiny_model: Path, street: Path, tmp_path: Path, target: str, precision: Any
+) -> None:
+    settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib")
+    path = build(tiny_model, precision=precision, target=target, calibration=street / "images", settings=settings)
+    reference = build(tiny_model, precision="fp32", target="onnxruntime", settings=BuildSettings(folder=tmp_path / "r"))
+    with load(path) as engine, load(reference) as fp32:
+        pairs = zip(engine.stream(street / "clip.mp4"), fp32.stream(street / "clip.mp4"), strict=True)
+        agreement = np.mean([(a.labels == b.labels).mean() for a, b in pairs])
+    # random weights leave the logits close together: a trained network agrees far better (benchmarks/camvid.py)
+    assert agreement > (0.9 if precision == "int8" else 0.9999)
+    assert Bundle.read(path).manifest.precision == precision
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_tensorrt_rtx_engines_build_without_a_gpu(
+    tiny_model: Path, street: Path, tmp_path: Path, precision: Any
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib")
+    path = build(
+        tiny_model,
+        precision=precision,
+        target="tensorrt-rtx:sm86,sm89",
+        calibration=street / "images",
+        settings=settings,
+    )
+    manifest = Bundle.read(path).manifest
+    Bundle.read(path).verify()
+    assert manifest.layers, "the build log names the engine's layers"
+    precisions = {layer.precision for layer in manifest.layers}
+    assert ("int8" in precisions) == (precision == "int8")
+
+
+def test_int8_without_frames_is_an_error_that_says_how_to_give_some(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CalibrationError, match="int8 needs calibration frames") as caught:
+        build(tiny_model, precision="int8", target="onnxruntime")
+    assert "calib/" in caught.value.fix
+    assert "--calibration" in caught.value.fix
+    assert not (tmp_path / "engines").exists()
+
+
+def test_kept_ranges_are_used_again_and_refused_for_other_frames(
+    tiny_model: Path, street: Path, tmp_path: Path
+) -> None:
+    settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib")
+
+    def run(frames: Path, **changes: Any) -> Path:
+        chosen = BuildSettings(folder=tmp_path, calib=tmp_path / "calib", **changes)
+        return build(tiny_model, precision="int8", target="onnxruntime", calibration=frames, settings=chosen)
+
+    run(street / "images")
+    file = settings.calib / "tiny.json"
+    kept = file.read_bytes()
+    run(street / "images")
+    assert file.read_bytes() == kept
+    with pytest.raises(CalibrationError, match="frames"):
+        run(street / "images", max_frames=3)
+    assert file.read_bytes() == kept
+    run(street / "images", max_frames=3, recalibrate=True)
+    assert file.read_bytes() != kept
+
+
+def test_a_model_without_spec_is_refused_with_the_command_that_adds_it(tiny_model: Path, tmp_path: Path) -> None:
+    model = io.load(tiny_model)
+    del model.metadata_props[:]
+    io.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(UsageError, match="normalized") as caught:
+        build(tmp_path / "foreign.onnx", precision="fp32", target="onnxruntime")
+    assert "fcnopt export" in caught.value.fix
+
+
+def test_an_engine_that_disagrees_with_its_graph_is_not_packed(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = builder.open_engine
+
+    def wrong(*args: Any) -> Any:
+        runner = whole(*args)
+        monkeypatch.setattr(runner, "infer", lambda frames: Outputs(np.full(frames.shape[:3], 4, np.uint8)))
+        return runner
+
+    monkeypatch.setattr(builder, "open_engine", wrong)
+    with pytest.raises(BuildError, match="agrees with its own graph on"):
+        build(tiny_model, precision="fp32", target="onnxruntime", settings=BuildSettings(folder=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "int4"}, "precision 'int4' is unknown"),
+        ({"target": "tpu"}, "tpu"),
+        ({"target": "tensorrt-rtx:sm11"}, "sm11"),
+    ],
+)
+def test_wrong_words_are_named(tiny_model: Path, tmp_path: Path, arguments: Any, message: str) -> None:
+    with pytest.raises(FcnoptError, match=message):
+        build(tiny_model, **arguments, settings=BuildSettings(folder=tmp_path))
+
+
+def test_wrong_settings_are_named() -> None:
+    with pytest.raises(UsageError, match="method 'mean'"):
+        BuildSettings(method="mean")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="max_frames is 0"):
+        BuildSettings(max_frames=0)
+    with pytest.raises(UsageError, match="not a folder name"):
+        BuildSettings(name="../x")
+    with pytest.raises(UsageError, match="not three sizes"):
+        BuildSettings.parse(shapes="1x2x3")
+    with pytest.raises(UsageError, match="do not grow"):
+        BuildSettings.parse(shapes="2x32x32,1x32x32,1x64x64")
+    parsed = BuildSettings.parse(shapes="1x32x32,1x64x64,4x64x64", workspace_mib=2, no_optimize=True)
+    assert parsed.backend.shapes == ((1, 32, 32), (1, 64, 64), (4, 64, 64))
+    assert parsed.backend.workspace_bytes == 2 << 20
+    assert not parsed.optimize
+
+
+def test_the_newest_model_and_bundle_are_taken(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="fcnopt export"):
+        newest_model(tmp_path)
+    with pytest.raises(UsageError, match="fcnopt build"):
+        newest_bundle(tmp_path)
+    for age, name in enumerate(("new", "old")):
+        model = tmp_path / f"{name}.onnx"
+        model.write_bytes(b"")
+        os.utime(model, (1000 - age, 1000 - age))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+        (tmp_path / name / "model.onnx").write_bytes(b"")
+        os.utime(tmp_path / name / "model.onnx", (1000 - age, 1000 - age))
+    (tmp_path / "newer.opt.onnx").write_bytes(b"")
+    assert newest_model(tmp_path).name == "new.onnx"
+    assert newest_bundle(tmp_path).name == "new"
+
+
+def test_the_reference_is_found_beside_a_moved_bundle_and_only_if_unchanged(tiny_model: Path, tmp_path: Path) -> None:
+    home = tmp_path / "engines"
+    home.mkdir()
+    model = home / "m.onnx"
+    model.write_bytes(tiny_model.read_bytes())
+    path = build(model, precision="fp32", target="onnxruntime", settings=BuildSettings(folder=home))
+    home.rename(tmp_path / "moved")
+    bundle = Bundle.read(tmp_path / "moved" / path.name)
+    assert find_reference(bundle) == tmp_path / "moved" / "m.onnx"
+    (tmp_path / "moved" / "m.onnx").write_bytes(b"other")
+    with pytest.raises(FcnoptError, match="missing or was changed"):
+        find_reference(bundle)
+
+
+def test_optimize_writes_a_smaller_graph_with_the_spec(tiny_model: Path, tmp_path: Path) -> None:
+    path, reports = optimize(tiny_model, tmp_path / "o.onnx")
+    before, after = io.load(tiny_model), io.load(path)
+    count = {op: sum(n.op_type == op for n in before.graph.node) for op in ("BatchNormalization", "Conv")}
+    assert count["BatchNormalization"] > 10
+    assert not any(n.op_type == "BatchNormalization" for n in after.graph.node)
+    assert sum(n.op_type == "Conv" for n in after.graph.node) == count["Conv"]
+    assert io.read_spec(after) == io.read_spec(before)
+    assert max(report.error for report in reports) < 1e-5
+
+
+def test_the_package_offers_its_verbs_as_functions() -> None:
+    for name in ("export", "optimize", "build", "load", "bench"):
+        assert callable(getattr(fcnopt, name))
+    modules = {path.stem for path in Path(fcnopt.__file__).parent.glob("*.py")}
+    assert not modules & set(fcnopt.__all__), "a module of a verb's name would hide the verb"
+    with pytest.raises(AttributeError, match="no attribute 'train'"):
+        fcnopt.train  # noqa: B018

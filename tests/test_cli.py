@@ -1,0 +1,173 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fcnopt.bundle import Bundle
+from fcnopt.cli import main
+from fcnopt.evaluate.bench import BenchResult
+from fcnopt.graph import io
+
+
+def fcnopt(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def work(tmp_path: Path, tiny_model: Path, street: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder: checkpoint, frames in calib/, a clip."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny_model.with_suffix(".pth"), tmp_path / "net.pth")
+    shutil.copytree(street / "images", tmp_path / "calib" / "drive")
+    shutil.copy(street / "clip.mp4", tmp_path / "video.mp4")
+    return tmp_path
+
+
+def test_the_three_commands_work_one_after_another(work: Path) -> None:
+    exported = fcnopt("export", "net.pth", "--size", "64x96")
+    assert exported.exit_code == 0, exported.output
+    assert "wrote engines/net.onnx" in exported.output
+    assert "FCN-8s VGG16 BN, 5 classes" in exported.output
+    assert "verified on" in exported.output
+
+    built = fcnopt("build", "--precision", "int8")
+    assert built.exit_code == 0, built.output
+    assert "wrote engines/net-int8-" in built.output
+
+    benched = fcnopt("bench", "video.mp4")
+    assert benched.exit_code == 0, benched.output
+    assert "net-int8-" in benched.output
+    assert "FPS" in benched.output
+    assert [p.name for p in sorted(work.glob("calib/*.json"))] == ["net.json"]
+
+
+def test_bench_writes_what_is_asked_for_and_records_it(work: Path) -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    fcnopt("build", "--precision", "fp32", "--name", "mine")
+    files = ("--json", "r.json", "--html", "r.html", "--overlay", "r.mp4")
+    result = fcnopt("bench", "video.mp4", "--engine", "engines/mine", "--record", "--per-class", *files)
+    assert result.exit_code == 0, result.output
+    found = BenchResult.from_json((work / "r.json").read_text())
+    assert found.frames == 6
+    assert found.engines[0].equal_labels > 99
+    assert "<html" in (work / "r.html").read_text()
+    assert (work / "r.mp4").stat().st_size > 1000
+    assert Bundle.read(work / "engines/mine").manifest.measurements[0]["fps"] == pytest.approx(found.engines[0].fps)
+    shown = fcnopt("inspect", "engines/mine")
+    assert "measured   video" in shown.output
+
+
+@pytest.mark.usefixtures("work")
+def test_a_checkpoint_can_be_the_reference() -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    fcnopt("build", "--precision", "fp32")
+    result = fcnopt("bench", "video.mp4", "--reference", "net.pth", "--max-frames", 3)
+    assert result.exit_code == 0, result.output
+    assert "3 frames" in result.output
+    assert "torch" in result.output
+
+
+def test_gates_exit_1_and_say_which(work: Path) -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    fcnopt("build", "--precision", "fp32")
+    result = fcnopt("bench", "video.mp4", "--min-fps", 1e9, "--json", "r.json")
+    assert result.exit_code == 1
+    assert "at least 1e+09 wanted" in result.output
+    assert (work / "r.json").exists(), "a missed gate loses no result"
+    assert fcnopt("bench", "video.mp4", "--min-fps", 0.001, "--max-miou-drop", 5).exit_code == 0
+
+
+def test_optimize_prints_each_pass(work: Path) -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    result = fcnopt("optimize")
+    assert result.exit_code == 0, result.output
+    assert "GMACs" in result.output
+    assert "wrote engines/net.opt.onnx" in result.output
+    assert io.load(work / "engines/net.opt.onnx")
+
+
+@pytest.mark.usefixtures("work")
+def test_inspect_prints_spec_and_layers_or_json() -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    result = fcnopt("inspect", "engines/net.onnx")
+    assert result.exit_code == 0
+    assert "uint8 [N, 64, 96, 3] BGR" in result.output
+    data = json.loads(fcnopt("inspect", "engines/net.onnx", "--json").output)
+    assert data["stats"]["ops"]["ConvTranspose"] == 3
+    assert data["spec"]["frame"]["height"] == 64
+
+
+@pytest.mark.usefixtures("work")
+def test_doctor_names_every_runtime() -> None:
+    result = fcnopt("doctor")
+    assert result.exit_code == 0
+    for name in ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"):
+        assert name in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("export", "missing.pth"), 1, ["missing.pth", "fix:"]),
+        (("export", "net.pth", "--size", "big"), 2, ["HEIGHTxWIDTH"]),
+        (("export", "net.pth", "--classes", "camvid"), 2, ["5 classes", "11 class names"]),
+        (("export", "net.pth", "--classes", "nowhere"), 2, ["nowhere", "camvid"]),
+        (("build",), 2, ["none in engines/", "fcnopt export"]),
+        (("build", "missing.onnx"), 1, ["missing.onnx", "no such file"]),
+        (("bench", "video.mp4"), 2, ["none in engines/", "fcnopt build"]),
+        (("bench", "missing.mp4", "--engine", "engines/x"), 1, ["missing.mp4"]),
+        (("inspect", "calib"), 1, ["no manifest.json"]),
+        (("build", "--precision", "int2"), 2, ["int2", "int8"]),
+    ],
+)
+def test_mistakes_print_one_clear_error_and_no_traceback(
+    work: Path, arguments: tuple[str, ...], code: int, words: list[str]
+) -> None:
+    result = fcnopt(*arguments)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    assert "fix:" in result.output
+    for word in words:
+        assert word in result.output
+    assert not list(work.glob("engines/*.partial"))
+
+
+def test_int8_without_frames_exits_1(work: Path) -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    shutil.rmtree(work / "calib")
+    result = fcnopt("build", "--precision", "int8")
+    assert result.exit_code == 1
+    assert "int8 needs calibration frames" in result.output
+    assert not [p for p in (work / "engines").iterdir() if p.is_dir()]
+
+
+def test_help_loads_no_runtime() -> None:
+    code = (
+        "import sys\n"
+        "from fcnopt.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx'}\n"
+        "heavy |= {'cv2', 'av', 'numpy', 'rich'}\n"
+        "print('LOADED', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "fcnopt build --precision int8" in done.stdout
+    assert "LOADED []" in done.stdout
+
+
+def test_every_command_explains_itself() -> None:
+    for command in ("export", "optimize", "build", "bench", "inspect", "doctor", "demo"):
+        result = fcnopt(command, "--help")
+        assert result.exit_code == 0
+        assert len(result.output) > 100
