@@ -7,7 +7,7 @@ import datetime
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from fcnopt.evaluate.bench import BenchOptions, BenchResult, EngineResult
 from fcnopt.evaluate.bench import bench as measure
 from fcnopt.graph import io
 from fcnopt.media.clips import open_clip
+from fcnopt.media.labels import find_labels
 from fcnopt.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ class BenchFiles:
     overlay: Path | None = None
     record: bool = False
 
+    def __post_init__(self) -> None:
+        # A bench can take an hour: a wrong folder must not be found out when it ends.
+        for path in (self.json, self.html, self.overlay):
+            if path is not None and not path.parent.is_dir():
+                raise UsageError(f"{path}: the folder {path.parent} does not exist", fix="make the folder first")
+
 
 def bench(
     clip: str | Path,
@@ -62,7 +69,8 @@ def bench(
     Args:
         clip: A video, an image, or a folder of images.
         engines: Bundles, ONNX files, or checkpoints (run by PyTorch, eager FP32); none takes the newest bundle.
-        labels: Folder of label maps; without one the reference's labels are the truth.
+        labels: Folder of label maps; None looks for one where known data sets have it, and where there is none the
+            reference's labels are the truth.
         reference: "fp32" for the model that the first bundle was built from, or an ONNX file or checkpoint.
         max_frames: Most frames, from the clip's start.
         padding: For checkpoints without BatchNorm: same or caffe.
@@ -77,7 +85,8 @@ def bench(
     """
     files = files or BenchFiles()
     named = [Path(e) for e in engines] or [newest_bundle(ENGINES)]
-    source = open_clip(clip, labels)
+    found = find_labels(Path(clip)) if labels is None else None
+    source = open_clip(clip, labels if labels is not None else found)
     with contextlib.ExitStack() as stack:
         base = _reference_path(reference, named)
         spec = _spec_of([*named, base])
@@ -99,6 +108,8 @@ def bench(
             observers=observers,
             progress=progress,
         )
+    if found is not None:
+        result = replace(result, notes=(*result.notes, f"Label maps were found in {found}."))
     _write(files, result, named)
     return result
 

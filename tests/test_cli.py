@@ -127,6 +127,7 @@ def test_doctor_names_every_runtime() -> None:
         (("build", "missing.onnx"), 1, ["missing.onnx", "no such file"]),
         (("bench", "video.mp4"), 2, ["none in engines/", "fcnopt build"]),
         (("bench", "missing.mp4", "--engine", "engines/x"), 1, ["missing.mp4"]),
+        (("bench", "video.mp4", "--json", "no/r.json"), 2, ["no/r.json", "does not exist"]),
         (("inspect", "calib"), 1, ["no manifest.json"]),
         (("build", "--precision", "int2"), 2, ["int2", "int8"]),
     ],

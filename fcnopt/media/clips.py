@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fcnopt.errors import MediaError
 from fcnopt.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_in, natural_key
 from fcnopt.media.fit import fit_frame, restore_labels
-from fcnopt.media.labels import is_label_folder, label_maps_in, match_labels
+from fcnopt.media.labels import check_label_map, is_label_folder, label_maps_in, load_labels, match_labels
 
 __all__ = ["Clip", "Frame", "fit_frame", "list_clips", "open_clip", "restore_labels"]
 
@@ -68,6 +68,19 @@ class Clip(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """How many frames there are."""
+
+
+def with_labels(frame: Frame, maps: Sequence[Path]) -> Frame:
+    """The frame with its label map of `maps`, which has one a frame, or is empty.
+
+    Raises:
+        MediaError: The map cannot be read, or has another size than the frame.
+    """
+    if not maps:
+        return frame
+    labels = load_labels(maps[frame.index])
+    check_label_map(labels, (frame.image.shape[0], frame.image.shape[1]), source=str(maps[frame.index]))
+    return replace(frame, labels=labels)
 
 
 def open_clip(path: str | Path, labels: str | Path | None = None) -> Clip:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fcnopt.media.clips import Clip, Frame
+from fcnopt.media.clips import Clip, Frame, with_labels
 from fcnopt.media.files import read_image
-from fcnopt.media.labels import check_label_map, load_labels
 
 
 class ImageClip(Clip):
@@ -36,10 +35,10 @@ class ImageClip(Clip):
         return len(self._images)
 
     def __iter__(self) -> Iterator[Frame]:
+        for frame in self.images():
+            yield with_labels(frame, self._labels)
+
+    def images(self) -> Iterator[Frame]:
+        """The frames, label maps left unread."""
         for index, path in enumerate(self._images):
-            image = read_image(path)
-            labels = None
-            if self._labels:
-                labels = load_labels(self._labels[index])
-                check_label_map(labels, (image.shape[0], image.shape[1]), source=str(self._labels[index]))
-            yield Frame(index, 0.0, image, labels)
+            yield Frame(index, 0.0, read_image(path))

@@ -14,8 +14,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fcnopt.errors import MediaError
-from fcnopt.media.clips import Clip, Frame
-from fcnopt.media.labels import check_label_map, load_labels
+from fcnopt.media.clips import Clip, Frame, with_labels
 
 _REPAIR = "copy the file again; if this is all there is, save the intact part (ffmpeg -i IN -c:v libx264 OUT.mp4)"
 
@@ -65,6 +64,11 @@ class VideoClip(Clip):
         return self._header.frames
 
     def __iter__(self) -> Iterator[Frame]:
+        for frame in self.images():
+            yield with_labels(frame, self._labels)
+
+    def images(self) -> Iterator[Frame]:
+        """The frames, label maps left unread."""
         decoded = 0
         try:
             with _open(self.path) as container:
@@ -96,11 +100,7 @@ class VideoClip(Clip):
                 fix="cut the video there, or scale it to one size (ffmpeg -i IN -vf scale=W:H OUT.mp4)",
             )
         time_s = frame.time - start if frame.time is not None and start is not None else self._guessed_time(index)
-        labels = None
-        if self._labels:
-            labels = load_labels(self._labels[index])
-            check_label_map(labels, self.size, source=str(self._labels[index]))
-        return Frame(index, time_s, image, labels)
+        return Frame(index, time_s, image)
 
     def _guessed_time(self, index: int) -> float:
         return index / self.fps if self.fps else 0.0

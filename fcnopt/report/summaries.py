@@ -55,6 +55,8 @@ def print_built(bundle: Bundle, *, console: Console | None = None) -> None:
     size = sum(path.stat().st_size for path in bundle.path.iterdir())
     lines = [
         f"wrote {bundle.path}/ ({size / 1e6:.1f} MB): {manifest.precision} for {manifest.device}, {manifest.runtime}",
+        f"from {manifest.sources['model']}",
+        *([f"calibrated on {manifest.sources['calibration']}"] if "calibration" in manifest.sources else []),
         *(f"note: {note}" for note in manifest.notes),
     ]
     if manifest.layers:

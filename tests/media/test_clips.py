@@ -7,6 +7,7 @@ import pytest
 
 from fcnopt.errors import MediaError
 from fcnopt.media import list_clips, open_clip
+from fcnopt.media.synth import SceneOptions, SynthClip
 from fcnopt.media.writer import write_image, write_video
 from tests.media.conftest import frames
 
@@ -169,3 +170,16 @@ def test_motorway_clip_has_all_its_frames(shared: Path) -> None:
     clip = open_clip(shared / "data" / "clips" / "solidWhiteRight.mp4")
     assert (len(clip), clip.size, clip.fps) == (221, (540, 960), 25)
     assert sum(1 for _ in clip) == 221
+
+
+def test_images_leave_label_maps_unread(tmp_path: Path) -> None:
+    clip = SynthClip(SceneOptions(frames=2, height=48, width=64))
+    clip.write_images(tmp_path / "images")
+    clip.write_labels(tmp_path / "labels")
+    labelled = open_clip(tmp_path / "images", tmp_path / "labels")
+    assert [frame.labels is not None for frame in labelled] == [True, True]
+    for file in (tmp_path / "labels").iterdir():
+        file.write_bytes(b"not read")
+    assert [frame.labels for frame in labelled.images()] == [None, None]
+    with pytest.raises(MediaError):
+        list(labelled)
