@@ -249,13 +249,16 @@ def doctor() -> None:
 @fails_plainly
 def demo(output: Path) -> None:
     """Run the whole road on the embedded network and a rendered driving clip, in about a minute."""
+    from fcnopt.bundle import Bundle
     from fcnopt.demo import demo as run
-    from fcnopt.report.summaries import print_passes
+    from fcnopt.report.summaries import print_built, print_passes
     from fcnopt.report.terminal import print_bench
 
     with progress() as console:
-        result = run(output, say=functools.partial(click.echo, err=False), progress=console)
+        result = run(output, say=click.echo, progress=console)
     print_passes(result.passes)
+    for path in result.bundles:
+        print_built(Bundle.read(path))
     for reason in result.skipped:
         click.echo(f"not built: {reason}")
     print_bench(result.bench, per_class=True)
