@@ -1,6 +1,6 @@
 """Draw docs/demo.png: a frame of the demo clip, its exact labels, and the labels of the demo's INT8 engine.
 
-    fcnopt demo && python benchmarks/picture.py demo-out
+Run `fcnopt demo` first, then `python benchmarks/picture.py demo-out`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def main(folder: Path) -> None:
         classes = engine.spec.classes
     if frame.labels is None:
         raise SystemExit(f"{folder}: the clip has no label maps")
-    panels = [frame.image, blend(frame.image, frame.labels, classes, alpha=0.6), blend(frame.image, labels, classes, alpha=0.6)]
-    strip = np.concatenate(panels, axis=1)
+    painted = [blend(frame.image, shown, classes, alpha=0.6) for shown in (frame.labels, labels)]
+    strip = np.concatenate([frame.image, *painted], axis=1)
     write_image(Path("docs/demo.png"), np.concatenate([strip, legend(classes, strip.shape[1])], axis=0))
 
 

@@ -88,4 +88,3 @@ def demo(folder: Path, *, say: Callable[[str], None], progress: Progress | None 
     files = BenchFiles(folder / "bench.json", folder / "report.html", folder / "overlay.mp4", record=True)
     result = bench(clip, engines=others, labels=labels, reference=reference, files=files, progress=progress)
     return DemoResult(passes, tuple(built), tuple(skipped), result)
-

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from fcnopt.backends.base import BuildOptions
 from fcnopt.backends.onnxruntime import CPU, CUDA, OnnxRuntimeBuilder, OnnxRuntimeRunner
 from fcnopt.errors import BackendError, BuildError
+from fcnopt.quantize import CalibrationFrames, make_precision
 from tests.backends.tiny import tiny_onnx, tiny_spec
+from tests.quantize import nets
 
 
 def no_progress(step: str, fraction: float) -> None:
@@ -30,8 +36,6 @@ def test_a_model_runs_from_its_bytes(model, frames):
 
 
 def test_cuda_without_the_provider_names_what_is_there(model):
-    import onnxruntime
-
     if CUDA in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(BackendError, match="CUDAExecutionProvider was asked for") as caught:
@@ -114,3 +118,21 @@ def test_the_layers_show_what_runs_in_int8(tmp_path):
     fp32 = build(tiny_onnx(tmp_path / "a.onnx", tiny_spec()), tmp_path / "a")
     assert {layer.precision for layer in fp32.layers} == {"fp32"}
     assert any("Conv" in layer.kind for layer in fp32.layers)
+
+
+def test_float16_scales_are_not_misread(rng: np.random.Generator, tmp_path: Path) -> None:
+    frames = CalibrationFrames.collect([nets.write_images(rng, tmp_path / "frames", 4)], nets.spec())
+    model = nets.fcn(rng, nets.Options(logits_too=True))
+    int8 = make_precision(model, nets.spec(), "int8", form="tensorrt", frames=frames, method="mse").model
+    kinds = {tensor.name: tensor.data_type for tensor in int8.graph.initializer}
+    scales = [kinds.get(node.input[1]) for node in int8.graph.node if node.op_type == "DequantizeLinear"]
+    assert onnx.TensorProto.FLOAT16 in scales
+    frame = next(iter(frames))
+    spec = replace(nets.spec(), outputs=("labels", "logits"))
+    with OnnxRuntimeRunner(int8.SerializeToString(), spec) as runner:
+        logits = runner.run(frame).logits
+    literal = onnxruntime.SessionOptions()
+    literal.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(int8.SerializeToString(), literal, providers=["CPUExecutionProvider"])
+    (expected,) = session.run(["logits"], {"frames": frame})
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())

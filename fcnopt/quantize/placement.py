@@ -1,0 +1,241 @@
+"""Where quantization goes in a graph: which layers run in INT8, and at which tensors their inputs are quantized.
+
+The rules are TensorRT's (what its fusion wants) and hold for CPU runtimes as well:
+
+- Conv and Gemm with a constant weight are quantized. Not the first ones, which read the frame, nor those with fewer
+  than 16 input channels a group: INT8 kernels gain nothing there. Not the score layers, whose results reach the
+  logits with nothing but linear operations between: their error is the logits' error, and they cost next to nothing.
+  Not ConvTranspose, whose INT8 form TensorRT runs in float with conversions around it.
+- A tensor is quantized once and read by all. Weighted operations' outputs stay float, so nothing ever stands between
+  Conv, BatchNormalization and ReLU.
+- MaxPool commutes with quantization: what it reads is quantized, so the pool runs in INT8 and so do skip branches.
+- Of an Add of two quantized tensors only the older one, the identity branch, is read quantized.
+- Tensors that meet in a Concat with a quantized result share its scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+MIN_CHANNELS = 16
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# What a score may pass on its way to the logits: linear, or a mere move of data.
+_LINEAR = frozenset({
+    "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "ConvTranspose", "DepthToSpace", "Div", "Dropout",
+    "Flatten", "GlobalAveragePool", "Identity", "Mul", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Sub",
+    "Sum", "Transpose", "Unsqueeze", "Upsample",
+})  # fmt: skip
+# What a runtime fuses into the weighted operation before it; it must see that operation's own result.
+_EPILOGUE = frozenset({"BatchNormalization", "Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "Elu"})
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A weighted node that stays float.
+
+    Attributes:
+        node: Its name.
+        reason: Why.
+    """
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One input of one node; a node is known by its first output, as ONNX node names may be missing or repeated."""
+
+    node: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """A tensor that is quantized.
+
+    Attributes:
+        tensor: Its name.
+        readers: Who reads the quantized values; others keep reading the float tensor.
+        group: Name of the scale; points with the same one share it.
+    """
+
+    tensor: str
+    readers: tuple[Reader, ...]
+    group: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What to quantize.
+
+    Attributes:
+        layers: First outputs of the nodes that will run in INT8, in order.
+        points: Their input tensors, in order.
+        declined: The other weighted nodes, with reasons.
+    """
+
+    layers: tuple[str, ...]
+    points: tuple[Point, ...]
+    declined: tuple[Declined, ...]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that need a range."""
+        return tuple(point.tensor for point in self.points)
+
+
+def place(graph: gs.Graph, logits: str) -> Placement:
+    """Decide what to quantize; the graph is left as it is.
+
+    Args:
+        graph: Optimized FP32 graph in topological order, BatchNormalization folded.
+        logits: Name of the tensor whose largest channel is the label.
+    """
+    scores = _scores(graph, logits)
+    first = _first_layers(graph)
+    layers: list[gs.Node] = []
+    declined: list[Declined] = []
+    for node in graph.nodes:
+        if node.op not in _WEIGHTED:
+            continue
+        reason = _reason(node, scores, first)
+        if reason is None:
+            layers.append(node)
+        else:
+            declined.append(Declined(node.name or node.outputs[0].name, reason))
+    return Placement(tuple(node.outputs[0].name for node in layers), _points(graph, layers), tuple(declined))
+
+
+def input_channels(node: gs.Node) -> int:
+    """Channels of a Conv's group, or columns of a Gemm's input: Conv weights are (out, in/group, kH, kW)."""
+    shape = node.inputs[1].shape
+    return int(shape[1] if node.op == "Conv" or node.attrs.get("transB", 0) else shape[0])
+
+
+def output_axis(node: gs.Node) -> int:
+    """The axis of the weight that counts output channels."""
+    return 0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1
+
+
+def _reason(node: gs.Node, scores: set[int], first: set[int]) -> str | None:
+    if node.op == "ConvTranspose":
+        return "ConvTranspose: TensorRT runs quantized deconvolutions in float, with conversions around them"
+    if node.op == "MatMul":
+        return "MatMul: only Conv and Gemm are quantized"
+    weight = node.inputs[1]
+    if not isinstance(weight, gs.Constant) or weight.dtype != np.float32:
+        return "its weight is not a float32 constant"
+    if isinstance(node.inputs[0], gs.Constant) or node.inputs[0].is_empty():
+        return "its input is a constant"
+    if node.attrs.get("transA", 0):
+        return "transA: its input is read by columns"
+    if id(node) in first:
+        return "first layer: it reads the frame, whose few channels leave INT8 nothing to gain"
+    if id(node) in scores:
+        return "score layer: nothing but linear operations between it and the logits"
+    channels = input_channels(node)
+    if channels < MIN_CHANNELS:
+        return f"{channels} input channels a group; INT8 kernels want {MIN_CHANNELS}"
+    return None
+
+
+def _scores(graph: gs.Graph, logits: str) -> set[int]:
+    """Conv and Gemm nodes met first on every linear path back from the logits."""
+    found: set[int] = set()
+    seen: set[int] = set()
+    pending = [node for node in graph.nodes if any(tensor.name == logits for tensor in node.outputs)]
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if node.op in _WEIGHTED and node.op != "ConvTranspose":
+            found.add(id(node))
+        elif node.op in _LINEAR:
+            pending.extend(producer for tensor in node.inputs for producer in tensor.inputs)
+    return found
+
+
+def _first_layers(graph: gs.Graph) -> set[int]:
+    """Weighted nodes with no weighted node before them."""
+    after: dict[int, bool] = {}  # by node: whether it, or something before it, is weighted
+    first = set()
+    for node in graph.nodes:
+        before = any(after.get(id(producer), False) for tensor in node.inputs for producer in tensor.inputs)
+        if node.op in _WEIGHTED and not before:
+            first.add(id(node))
+        after[id(node)] = before or node.op in _WEIGHTED
+    return first
+
+
+def _points(graph: gs.Graph, layers: list[gs.Node]) -> tuple[Point, ...]:
+    order = {id(node): index for index, node in enumerate(graph.nodes)}
+    chosen: dict[str, gs.Tensor] = {}
+    for node in layers:
+        tensor = _above_pools(node.inputs[0])
+        chosen.setdefault(tensor.name, tensor)
+    groups = _groups(chosen)
+    points = []
+    for name, tensor in chosen.items():
+        readers = tuple(
+            Reader(node.outputs[0].name, index)
+            for node in _distinct(tensor.outputs)
+            if _reads_quantized(node, tensor, chosen, order)
+            for index, value in enumerate(node.inputs)
+            if value is tensor
+        )
+        points.append(Point(name, readers, groups[name]))
+    return tuple(points)
+
+
+def _above_pools(tensor: gs.Tensor) -> gs.Tensor:
+    while tensor.inputs and tensor.inputs[0].op == "MaxPool":
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
+
+
+def _reads_quantized(reader: gs.Node, tensor: gs.Tensor, chosen: dict[str, gs.Tensor], order: dict[int, int]) -> bool:
+    if reader.op in ("Shape", "Size"):
+        return False
+    producer = tensor.inputs[0] if tensor.inputs else None
+    if producer is not None and producer.op in _WEIGHTED | {"BatchNormalization"} and reader.op in _EPILOGUE:
+        return False
+    if reader.op not in ("Add", "Sum"):
+        return True
+    rivals = [value for value in reader.inputs if value.name in chosen and value.inputs]
+    oldest = min(rivals, key=lambda value: order[id(value.inputs[0])], default=tensor)
+    return oldest is tensor
+
+
+def _groups(chosen: dict[str, gs.Tensor]) -> dict[str, str]:
+    """The scale's name of every point: that of the last Concat it flows into whose result is a point too."""
+    group = {name: name for name in chosen}
+
+    def root(name: str) -> str:
+        while group[name] != name:
+            name = group[name]
+        return name
+
+    for name, tensor in chosen.items():
+        producer = tensor.inputs[0] if tensor.inputs else None
+        if producer is None or producer.op != "Concat":
+            continue
+        for value in producer.inputs:
+            source = _above_pools(value).name
+            if source in chosen:
+                group[root(source)] = root(name)
+    return {name: root(name) for name in chosen}
+
+
+def _distinct(nodes: list[gs.Node]) -> Iterator[gs.Node]:
+    """A node that reads a tensor twice stands twice in the tensor's list."""
+    seen: set[int] = set()
+    for node in nodes:
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node

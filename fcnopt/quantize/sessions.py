@@ -1,0 +1,86 @@
+"""ONNX Runtime on the CPU, reading tensors from the middle of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnopt.errors import BackendError, CalibrationError
+from fcnopt.graph.taps import expose
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class Session:
+    """Runs one network frame by frame and hands out tensors of it; a context manager.
+
+    Args:
+        model: Below 2 GB, its first input the frames.
+        names: Tensors to read.
+
+    Raises:
+        BackendError: ONNX Runtime is not installed.
+        CalibrationError: It cannot run the network.
+    """
+
+    def __init__(self, model: onnx.ModelProto, names: Sequence[str]) -> None:
+        runtime = _runtime()
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        self._names = list(names)
+        self._options = runtime.RunOptions()
+        # Nothing behind the last tensor asked for is computed.
+        self._options.only_execute_path_to_fetches = True
+        try:
+            tapped = expose(model, self._names)
+            self._session: Any = runtime.InferenceSession(
+                tapped.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except runtime.capi.onnxruntime_pybind11_state.Fail as error:
+            raise _cannot(error) from error
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, frame: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        """The tensors' values for one batch, in the order of the names."""
+        outputs: list[NDArray[Any]] = self._session.run(self._names, {self._input: frame}, self._options)
+        return outputs
+
+    def stream(self, frame: NDArray[np.uint8]) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Names and values one by one, each freed before the next is handed out."""
+        values = self.run(frame)
+        for name in reversed(self._names):
+            yield name, values.pop()
+
+    def close(self) -> None:
+        """Free the network."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            "calibration needs ONNX Runtime, which is not installed", fix="pip install 'fcnopt[cpu]'"
+        ) from error
+    return onnxruntime
+
+
+def _cannot(error: Exception) -> CalibrationError:
+    return CalibrationError(
+        f"calibration: ONNX Runtime cannot run the network: {str(error).splitlines()[0]}",
+        fix="check the model with 'fcnopt inspect'; an operator or opset may be newer than the installed runtime",
+    )

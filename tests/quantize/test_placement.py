@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+from fcnopt.graph.io import import_graph
+from fcnopt.graph.taps import logits_name
+from fcnopt.quantize.placement import Placement, place
+from tests.quantize.nets import CLASSES, SIZE, Net, Options, fcn
+
+
+def placed(model) -> Placement:
+    return place(import_graph(model), logits_name(model))
+
+
+def reasons(placement: Placement) -> dict[str, str]:
+    return {entry.node: entry.reason for entry in placement.declined}
+
+
+def finished(net: Net, x: str, channels: int) -> Placement:
+    """The network with a score layer behind `x`."""
+    logits = net.conv(x, "score", (channels, CLASSES), 1)
+    net.labels(logits)
+    return placed(net.model([("labels", TensorProto.UINT8, [1, "height", "width"])]))
+
+
+def test_fcn_is_quantized_but_for_first_scores_and_deconvolution(rng: np.random.Generator) -> None:
+    placement = placed(fcn(rng))
+    assert placement.layers == ("conv2", "conv3")
+    found = reasons(placement)
+    assert set(found) == {"node_conv1", "node_score", "node_score_pool", "node_logits"}
+    assert found["node_conv1"].startswith("first layer")
+    assert found["node_score"].startswith("score layer")
+    assert found["node_score_pool"].startswith("score layer")
+    assert found["node_logits"].startswith("ConvTranspose")
+
+
+def test_quantization_goes_above_the_pool_once_for_all_readers(rng: np.random.Generator) -> None:
+    points = {point.tensor: point for point in placed(fcn(rng)).points}
+    assert set(points) == {"conv1_relu", "conv2_relu"}
+    assert [(r.node, r.index) for r in points["conv2_relu"].readers] == [("conv2_relu_pool", 0)]
+    assert [(r.node, r.index) for r in points["conv1_relu"].readers] == [("conv2", 0)]
+
+
+def test_score_layers_are_found_by_structure_not_by_name(rng: np.random.Generator) -> None:
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "score", (3, 16)))
+    x = net.relu(net.conv(x, "score_fr", (16, 16)))
+    x = net.conv(x, "backbone", (16, CLASSES), 1)
+    net.labels(net.node("Mul", [x, net.const("half", np.array(0.5, np.float32))], "logits"))
+    placement = placed(net.model())
+    assert placement.layers == ("score_fr",)
+    assert reasons(placement)["node_backbone"].startswith("score layer")
+
+
+def test_linear_convolution_before_the_score_layer_is_quantized(rng: np.random.Generator) -> None:
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "a", (3, 16)))
+    assert finished(net, net.conv(x, "b", (16, 32)), 32).layers == ("b",)
+
+
+@pytest.mark.parametrize(("group", "quantized"), [(1, True), (2, True), (4, False), (32, False)])
+def test_channels_count_by_group(rng: np.random.Generator, group: int, quantized: bool) -> None:
+    placement = placed(fcn(rng, Options(group=group))) if group != 32 else depthwise(rng)
+    assert ("conv3" in placement.layers) == quantized
+    if not quantized:
+        assert reasons(placement)["node_conv3"] == f"{32 // group} input channels a group; INT8 kernels want 16"
+
+
+def depthwise(rng: np.random.Generator) -> Placement:
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "a", (3, 32)))
+    return finished(net, net.relu(net.conv(x, "conv3", (32, 32), group=32)), 32)
+
+
+def test_residual_add_reads_its_identity_branch_quantized_only(rng: np.random.Generator) -> None:
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
+    y = net.relu(net.conv(x, "a", (16, 16)))
+    y = net.conv(y, "b", (16, 16))
+    x = net.relu(net.node("Add", [y, x], "sum"))
+    placement = finished(net, net.relu(net.conv(x, "c", (16, 16))), 16)
+    points = {point.tensor: {(r.node, r.index) for r in point.readers} for point in placement.points}
+    assert placement.layers == ("a", "b", "c")
+    assert points == {
+        "stem_relu": {("a", 0), ("sum", 1)},
+        "a_relu": {("b", 0)},
+        "sum_relu": {("c", 0)},
+    }
+
+
+def test_add_of_two_quantized_tensors_reads_the_older_one(rng: np.random.Generator) -> None:
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
+    y = net.relu(net.conv(x, "a", (16, 16)))  # x and y are both quantized, for a and for b
+    z = net.relu(net.conv(y, "b", (16, 16)))
+    total = net.node("Add", [y, x], "sum")
+    placement = finished(net, net.node("Add", [total, z], "total"), 16)
+    points = {point.tensor: {r.node for r in point.readers} for point in placement.points}
+    assert points == {"stem_relu": {"a", "sum"}, "a_relu": {"b"}}
+
+
+def test_relu_keeps_reading_its_convolution(rng: np.random.Generator) -> None:
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
+    before = net.conv(x, "a", (16, 16))  # read by b, and by a ReLU that fuses into a
+    y = net.conv(before, "b", (16, 16))
+    placement = finished(net, net.node("Add", [net.relu(before), net.relu(y)], "sum"), 16)
+    points = {point.tensor: {r.node for r in point.readers} for point in placement.points}
+    assert placement.layers == ("a", "b")
+    assert points == {"stem_relu": {"a"}, "a": {"b"}}
+
+
+def test_concat_shares_the_scale_of_what_flows_into_it(rng: np.random.Generator) -> None:
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
+    y = net.relu(net.conv(x, "a", (16, 16)))
+    z = net.relu(net.conv(y, "b", (16, 16)))
+    joined = net.node("Concat", [y, z], "joined", axis=1)
+    placement = finished(net, net.relu(net.conv(joined, "c", (32, 16))), 16)
+    groups = {point.tensor: point.group for point in placement.points}
+    assert set(groups) == {"stem_relu", "a_relu", "joined"}
+    assert groups["a_relu"] == groups["joined"] != groups["stem_relu"]
+
+
+def test_pools_in_a_row_are_passed(rng: np.random.Generator) -> None:
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
+    placement = finished(net, net.relu(net.conv(net.pool(net.pool(x)), "a", (16, 16))), 16)
+    assert placement.tensors == ("stem_relu",)
+    assert [r.node for r in placement.points[0].readers] == ["stem_relu_pool"]
+
+
+def test_gemm_is_quantized_and_transa_declined(rng: np.random.Generator) -> None:
+    for attributes, layers in (({}, ("fc",)), ({"transA": 1}, ())):
+        net = Net(rng)
+        x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
+        x = net.node("Reshape", [x, net.const("rows", np.array([-1, 32], np.int64))], "flat")
+        rows = 16 * SIZE[0]
+        weight = rng.normal(size=(32 if not attributes else rows, 32)).astype(np.float32)
+        x = net.relu(net.node("Gemm", [x, net.const("fc.weight", weight)], "fc", **attributes))
+        x = net.node("Reshape", [x, net.const("shape", np.array([1, 16, -1, 32], np.int64))], "image")
+        logits = net.conv(x, "score", (16, CLASSES), 1)
+        placement = placed(net.model([(logits, TensorProto.FLOAT, [1, CLASSES, "h", 32])]))
+        assert placement.layers == layers
+        if attributes:
+            assert "transA" in reasons(placement)["node_fc"]
+
+
+def test_weight_that_is_computed_is_declined(rng: np.random.Generator) -> None:
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
+    weight = net.node(
+        "Mul", [net.const("w", np.ones((16, 16, 1, 1), np.float32)), net.const("k", np.float32([2]))], "wk"
+    )
+    x = net.relu(net.node("Conv", [x, weight], "dynamic", kernel_shape=[1, 1]))
+    assert reasons(finished(net, x, 16))["node_dynamic"] == "its weight is not a float32 constant"

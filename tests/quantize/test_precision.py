@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from fcnopt.errors import CalibrationError
+from fcnopt.quantize import CalibrationFrames, PrecisionResult, make_precision
+from fcnopt.quantize.methods import METHODS
+from tests.quantize.nets import CLASSES, Net, Options, fcn, ops, run, spec, write_images
+
+
+@pytest.fixture
+def frames(rng: np.random.Generator, tmp_path: Path) -> CalibrationFrames:
+    return CalibrationFrames.collect([write_images(rng, tmp_path / "frames", 6)], spec())
+
+
+def checked(result: PrecisionResult) -> PrecisionResult:
+    onnx.checker.check_model(result.model, full_check=True)
+    assert json.loads(json.dumps(result.report, allow_nan=False)) == result.report
+    return result
+
+
+def test_fp32_is_the_graph_itself(rng: np.random.Generator) -> None:
+    model = fcn(rng)
+    result = make_precision(model, spec(), "fp32", form="cpu", frames=None)
+    assert result.model is model
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_for_cpus_is_left_to_the_runtime(rng: np.random.Generator, precision: str) -> None:
+    model = fcn(rng)
+    result = make_precision(model, spec(), precision, form="cpu", frames=None)
+    assert result.model is model
+    assert "the graph stays FP32" in result.notes[0]
+
+
+@pytest.mark.parametrize("form", ["cpu", "tensorrt"])
+def test_auto_records_all_four_methods_and_takes_the_best(
+    rng: np.random.Generator, frames: CalibrationFrames, form: str
+) -> None:
+    model = fcn(rng)
+    result = checked(make_precision(model, spec(), "int8", form=form, frames=frames))
+    evidence = {entry["method"]: entry for entry in result.report["evidence"]}
+    assert set(evidence) == set(METHODS)
+    chosen = evidence[result.report["method"]]
+    assert chosen["equal_labels"] == max(entry["equal_labels"] for entry in evidence.values())
+    assert chosen["equal_labels"] > 0.95
+    assert all(10 < entry["logits_db"] < 80 for entry in evidence.values())
+    assert result.report["layers"] == ["node_conv2", "node_conv3"]
+    assert {entry["node"] for entry in result.report["declined"]} == {
+        "node_conv1",
+        "node_score",
+        "node_score_pool",
+        "node_logits",
+    }
+    assert 0.5 < result.report["int8_macs_share"] < 1
+    frame = next(iter(frames))
+    assert np.mean(run(result.model, frame)[0] == run(model, frame)[0]) > 0.95
+
+
+@pytest.mark.parametrize("rule", METHODS)
+def test_named_method_is_the_one_used(rng: np.random.Generator, frames: CalibrationFrames, rule: str) -> None:
+    result = make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, method=rule)
+    assert result.report["method"] == rule
+    assert [entry["method"] for entry in result.report["evidence"]] == [rule]
+    top = result.ranges.tensors["conv2_relu"].intervals[rule][255][1]
+    assert result.report["tensors"]["conv2_relu"]["scale"] == pytest.approx(top / 255)
+
+
+def test_forms_differ_in_type_and_rest(rng: np.random.Generator, frames: CalibrationFrames) -> None:
+    for form, kind, rest in (
+        ("cpu", TensorProto.UINT8, TensorProto.FLOAT),
+        ("tensorrt", TensorProto.INT8, TensorProto.FLOAT16),
+    ):
+        model = make_precision(fcn(rng), spec(), "int8", form=form, frames=frames, method="mse").model
+        constants = {tensor.name.removesuffix("_fp16"): tensor.data_type for tensor in model.graph.initializer}
+        assert constants["conv2_relu_zero"] == kind
+        assert constants["conv1.weight"] == rest
+        assert constants["conv2.weight_int8"] == TensorProto.INT8
+
+
+def test_int8_without_frames_says_how_to_give_some(rng: np.random.Generator) -> None:
+    with pytest.raises(CalibrationError, match="int8 needs calibration frames, and none were given") as error:
+        make_precision(fcn(rng), spec(), "int8", form="cpu", frames=None)
+    assert "--calibration PATH" in error.value.fix
+
+
+def test_frames_of_another_size_are_refused(rng: np.random.Generator, frames: CalibrationFrames) -> None:
+    with pytest.raises(CalibrationError, match="calibration frames are 32x24, the model takes 64x48"):
+        make_precision(fcn(rng), spec().with_size(48, 64), "int8", form="cpu", frames=frames)
+
+
+def test_network_with_nothing_to_quantize_is_refused(rng: np.random.Generator, frames: CalibrationFrames) -> None:
+    net = Net(rng)
+    net.labels(net.conv(net.relu(net.conv(net.frames(), "a", (3, 8))), "score", (8, CLASSES), 1))
+    with pytest.raises(CalibrationError, match=r"no layer can be quantized \(node_a: first layer"):
+        make_precision(net.model(), spec(), "int8", form="cpu", frames=frames)
+
+
+def test_quantized_graph_is_not_quantized_again(rng: np.random.Generator, frames: CalibrationFrames) -> None:
+    once = make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, method="minmax")
+    with pytest.raises(CalibrationError, match="is quantized already"):
+        make_precision(once.model, spec(), "int8", form="cpu", frames=frames)
+
+
+def test_range_file_is_written_then_used(rng: np.random.Generator, frames: CalibrationFrames, tmp_path: Path) -> None:
+    model, path = fcn(rng), tmp_path / "calib" / "net.json"
+    steps: list[str] = []
+
+    def build(form: str) -> PrecisionResult:
+        return make_precision(
+            model,
+            spec(),
+            "int8",
+            form=form,
+            frames=frames,
+            range_file=path,
+            progress=lambda step, _: steps.append(step),
+        )
+
+    first = build("cpu")
+    assert path.is_file()
+    assert steps.count("calibrate") == 7
+    steps.clear()
+    second = build("cpu")
+    assert "calibrate" not in steps
+    assert (first.report["ranges_reused"], second.report["ranges_reused"]) == (False, True)
+    assert first.model.SerializeToString() == second.model.SerializeToString()
+    assert build("tensorrt").report["ranges_reused"]  # one file serves both forms
+
+
+def test_stale_range_file_is_refused(rng: np.random.Generator, frames: CalibrationFrames, tmp_path: Path) -> None:
+    path = tmp_path / "net.json"
+    make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, range_file=path, method="minmax")
+    before = path.read_bytes()
+    with pytest.raises(CalibrationError, match=r"net\.json: ranges belong to other weights: ") as error:
+        make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, range_file=path)
+    assert f"delete {path}" in error.value.fix
+    assert path.read_bytes() == before
+
+
+def test_fp16_without_frames_says_what_was_not_checked(rng: np.random.Generator) -> None:
+    result = checked(make_precision(fcn(rng), spec(), "fp16", form="tensorrt", frames=None))
+    assert "no calibration frames were given" in result.notes[0]
+    assert result.report["frames"] == 0
+    assert result.report["half"]["unknown"] > 0
+
+
+def test_fp16_of_a_hot_network_is_rescaled_and_says_so(rng: np.random.Generator, frames: CalibrationFrames) -> None:
+    result = checked(make_precision(fcn(rng, Options(gain=3e4)), spec(), "fp16", form="tensorrt", frames=frames))
+    assert [entry["node"] for entry in result.report["half"]["rescaled"]] == ["node_conv2"]
+    assert any("divided by powers of two" in note for note in result.notes)
+
+
+def test_int8_of_a_hot_network_keeps_its_labels(rng: np.random.Generator, frames: CalibrationFrames) -> None:
+    model = fcn(rng, Options(gain=3e4))
+    result = checked(make_precision(model, spec(), "int8", form="tensorrt", frames=frames))
+    frame = next(iter(frames))
+    assert result.report["half"]["rescaled"]
+    assert np.mean(run(result.model, frame)[0] == run(model, frame)[0]) > 0.95
+
+
+def test_old_opset_and_dynamic_size(rng: np.random.Generator, frames: CalibrationFrames) -> None:
+    model = fcn(rng, Options(opset=13))
+    for value in (*model.graph.input, *model.graph.output):
+        for axis in (1, 2):
+            value.type.tensor_type.shape.dim[axis].dim_param = f"axis{axis}"
+    wide = spec().with_size(None, None)
+    for precision, form in (("int8", "cpu"), ("int8", "tensorrt"), ("fp16", "tensorrt")):
+        result = checked(make_precision(model, wide, precision, form=form, frames=frames, method="mse"))
+        frame = next(iter(frames))
+        larger = np.concatenate([frame, frame], axis=2)
+        assert run(result.model, larger)[0].shape == (1, 24, 64)
+    assert "QuantizeLinear" in ops(make_precision(model, wide, "int8", form="cpu", frames=frames).model)
