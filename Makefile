@@ -12,12 +12,14 @@ PIP_ARGS ?=
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 
-# torch goes first: with it in place no other package can pull in another build of it.
+# torch goes first: with it in place no other package can pull in another build of it. torchfcn's networks, which the
+# tests export, need nothing but torch; what it declares beside that is for training.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fcnopt needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[export,cpu,rtx,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt --no-deps torchfcn
 	touch $@
 
 setup: $(VENV)/installed

@@ -100,12 +100,9 @@ def run(shared: Path, folder: Path, max_frames: int | None, progress: ConsolePro
 
 
 def convolutions(layers: tuple[EngineLayer, ...]) -> dict[str, str]:
-    """Precision of every engine layer that holds a convolution, by the names of its ONNX nodes."""
-    return {
-        " + ".join(layer.nodes) or layer.name: layer.precision
-        for layer in layers
-        if any(word in f"{layer.kind} {layer.name}".lower() for word in ("conv", "fc6", "fc7", "score"))
-    }
+    """Precision of every engine layer that computes a convolution, by the names of its ONNX nodes."""
+    helpers = ("kgen", "runtime_function", "maxpool", "constant")
+    return {" + ".join(layer.nodes): layer.precision for layer in layers if layer.nodes and layer.kind not in helpers}
 
 
 def as_markdown(found: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -78,11 +79,10 @@ def test_forward_agrees_with_the_definition(stride: int, padding: str, size: tup
 
 
 @pytest.mark.parametrize("name", ["FCN32s", "FCN16s", "FCN8s", "FCN8sAtOnce"])
-def test_caffe_padding_agrees_with_torchfcn_where_it_is_installed(name: str) -> None:
-    torchfcn = pytest.importorskip("torchfcn.models", exc_type=ImportError)
+def test_caffe_padding_agrees_with_torchfcn(name: str, torchfcn_models: ModuleType) -> None:
     at_once = AT_ONCE_SCALES if name.endswith("AtOnce") else (1.0, 1.0)
     network = FCN(Architecture(int(name[3:].split("s")[0]), 4, padding="caffe", skip_scales=at_once)).eval()  # type: ignore[arg-type]
-    other = getattr(torchfcn, name)(n_class=4).eval()
+    other = getattr(torchfcn_models, name)(n_class=4).eval()
     other.load_state_dict(network.state_dict(), strict=True)
     x = torch.randn(1, 3, 33, 47, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():

@@ -118,8 +118,8 @@ def test_the_logits_are_taken_out_of_a_dict(package: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["FCN8s", "FCN32s"])
-def test_torchfcn_is_taken_as_it_is_where_it_is_installed(name: str) -> None:
-    pytest.importorskip("torchfcn.models", exc_type=ImportError)
+@pytest.mark.usefixtures("torchfcn_models")
+def test_torchfcn_is_taken_as_it_is(name: str) -> None:
     loaded = load_user_module(f"torchfcn.models:{name}", classes=3)
     with torch.inference_mode():
         assert loaded.module(torch.zeros(1, 3, 33, 47)).shape == (1, 3, 33, 47)
