@@ -8,23 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fcnopt import bundle as bundles
-from fcnopt.backends import Target, default_target, make_builder, open_engine, open_onnx
+from fcnopt.backends import Target, default_target, make_builder
 from fcnopt.backends.base import BuildOptions, Built, Precision, Progress
 from fcnopt.backends.machine import describe_machine
-from fcnopt.errors import BuildError, CalibrationError, FcnoptError, UsageError
+from fcnopt.errors import CalibrationError, FcnoptError, UsageError
 from fcnopt.graph import io
 from fcnopt.graph.passes import PassReport
 from fcnopt.graph.passes import optimize as run_passes
 from fcnopt.manifest import Manifest
-from fcnopt.media.clips import fit_frame
-from fcnopt.media.synth import SceneOptions, SynthClip
 from fcnopt.quantize import PrecisionResult, make_precision
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.ranges import Method
+from fcnopt.selftest import prove
 from fcnopt.spec import ModelSpec
 from fcnopt.version import __version__
 
@@ -33,10 +29,6 @@ if TYPE_CHECKING:
 
 ENGINES = Path("engines")
 CALIB = Path("calib")
-# An engine must agree with ONNX Runtime on the same precision graph; what is left are roundings of other kernels.
-_MIN_AGREEMENT_BUILT = 0.97
-# An engine that answered once on this machine answers the same again, but for kernels chosen by timing.
-_MIN_AGREEMENT_SEEN = 0.995
 
 
 @dataclass(frozen=True)
@@ -159,7 +151,7 @@ def build(
         io.save(precise.model, graph)
         backend = replace(settings.backend, precision=wanted, compute_capabilities=aim.compute_capabilities)
         built = make_builder(aim).build(graph, folder, backend, report)
-        min_agreement = prove(folder, built, aim, wanted, spec, frames, report)
+        min_agreement = prove(graph, built, aim, wanted, spec, frames, report)
         manifest = describe(name, source, aim, wanted, spec, built, precise, frames)
         bundles.finish(folder, replace(manifest, min_agreement=min_agreement))
     report("done", 1.0)
@@ -253,53 +245,6 @@ def calibration_frames(
     return None
 
 
-def prove(
-    folder: Path,
-    built: Built,
-    target: Target,
-    precision: Precision,
-    spec: ModelSpec,
-    frames: CalibrationFrames | None,
-    progress: Progress,
-) -> float:
-    """Write the known-answer test and run it; returns the least agreement that loading shall accept.
-
-    The answer is ONNX Runtime's on the precision graph. Where the engine runs on this machine it must agree with
-    that, and its own answer is kept.
-
-    Raises:
-        BuildError: The engine disagrees with the graph that it was built from.
-    """
-    progress("self-test", 0.0)
-    frame = selftest_frame(spec, frames)
-    with open_onnx(folder / bundles.MODEL, spec, runtime="onnxruntime") as runner:
-        expected = runner.run(frame).labels
-    least = _MIN_AGREEMENT_BUILT
-    if target.runs_here():
-        with open_engine(built.files, target, precision, spec) as runner:
-            labels = runner.run(frame).labels
-        agreement = float(np.mean(labels == expected))
-        if agreement < least:
-            raise BuildError(
-                f"{target}: the engine agrees with its own graph on {agreement:.2%} of labels, expected {least:.0%}",
-                fix="report this with the model: the runtime computes something else than the graph says; "
-                "--precision fp32 shows whether the precision is to blame",
-            )
-        expected, least = labels, _MIN_AGREEMENT_SEEN
-    bundles.write_selftest(folder / bundles.SELFTEST, frame, expected)
-    progress("self-test", 1.0)
-    return least
-
-
-def selftest_frame(spec: ModelSpec, frames: CalibrationFrames | None) -> NDArray[np.uint8]:
-    """uint8 [1, H, W, 3]: the first calibration frame, else a rendered street."""
-    if frames is not None:
-        return next(iter(frames))
-    height, width = spec.frame.height or 192, spec.frame.width or 320
-    scene = next(iter(SynthClip(SceneOptions(seed=7, frames=1))))
-    return fit_frame(scene.image, replace(spec.frame, height=height, width=width, resize="stretch"))[None]
-
-
 def describe(
     name: str,
     source: Path,
@@ -312,8 +257,8 @@ def describe(
 ) -> Manifest:
     """The manifest of a bundle that was just built, file hashes not yet in it."""
     sources: dict[str, Any] = {"model": str(source), "model_sha256": bundles.sha256_of(source)}
-    if frames is not None:
-        sources |= {"calibration": frames.describe(), "frames": frames.count, "frames_sha256": frames.hash}
+    if frames is not None and precise.ranges is not None:
+        sources |= {"calibration": frames.describe(), "frames": precise.ranges.frames, "frames_sha256": frames.hash}
     return Manifest(
         name=name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -16,7 +16,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -31,10 +30,10 @@ from fcnopt.backends.base import Outputs, Runner
 from fcnopt.errors import BundleError, FcnoptError
 from fcnopt.manifest import Manifest
 from fcnopt.media.clips import Clip, Frame, fit_frame, open_clip, restore_labels
+from fcnopt.selftest import SELFTEST, run_selftest
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
-SELFTEST = "selftest.npz"
 _MAX_MANIFEST_BYTES = 16 << 20
 
 
@@ -177,28 +176,6 @@ def load(path: str | Path, *, selftest: bool = True) -> Engine:
     return engine
 
 
-def run_selftest(runner: Runner, file: Path, min_agreement: float) -> float:
-    """Run the known-answer test and return the share of equal labels.
-
-    Raises:
-        BundleError: Fewer labels agree than `min_agreement`, or the file cannot be read.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as data:
-            frame, expected = data["frame"], data["labels"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{file}: cannot be read: {error}", fix="build the bundle again") from error
-    labels = runner.run(frame).labels
-    agreement = float(np.mean(labels == expected)) if labels.shape == expected.shape else 0.0
-    if agreement < min_agreement:
-        raise BundleError(
-            f"{file.parent.name}: known-answer test failed: {agreement:.2%} of labels agree, "
-            f"at least {min_agreement:.2%} must",
-            fix="do not use this engine: driver, device or runtime answer differently; build it again here",
-        )
-    return agreement
-
-
 @contextlib.contextmanager
 def staged(place: Path) -> Iterator[Path]:
     """A temporary folder that takes `place` when the block ends well, and vanishes when it does not.
@@ -226,11 +203,6 @@ def finish(folder: Path, manifest: Manifest) -> None:
     """Hash every file in `folder` and write the manifest."""
     files = {p.name: sha256_of(p) for p in sorted(folder.iterdir()) if p.name != MANIFEST}
     write_text(folder / MANIFEST, replace(manifest, files=files).to_json())
-
-
-def write_selftest(file: Path, frame: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
-    """Write the known-answer test: `frame` uint8 [1, H, W, 3] and its `labels` uint8 [1, H, W]."""
-    np.savez_compressed(file, frame=frame, labels=labels)
 
 
 def sha256_of(path: Path) -> str:

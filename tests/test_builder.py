@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fcnopt
-from fcnopt import builder
+from fcnopt import selftest
 from fcnopt.backends.base import Outputs
 from fcnopt.builder import BuildSettings, build, find_reference, newest_bundle, newest_model, optimize
 from fcnopt.bundle import Bundle, load
@@ -98,14 +98,14 @@ def test_a_model_without_spec_is_refused_with_the_command_that_adds_it(tiny_mode
 def test_an_engine_that_disagrees_with_its_graph_is_not_packed(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = builder.open_engine
+    whole = selftest.open_engine
 
     def wrong(*args: Any) -> Any:
         runner = whole(*args)
         monkeypatch.setattr(runner, "infer", lambda frames: Outputs(np.full(frames.shape[:3], 4, np.uint8)))
         return runner
 
-    monkeypatch.setattr(builder, "open_engine", wrong)
+    monkeypatch.setattr(selftest, "open_engine", wrong)
     with pytest.raises(BuildError, match="agrees with its own graph on"):
         build(tiny_model, precision="fp32", target="onnxruntime", settings=BuildSettings(folder=tmp_path))
     assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from fcnopt.bundle import Bundle, load, staged
 from fcnopt.errors import BackendError, BundleError, UsageError
 from fcnopt.manifest import Manifest
 from fcnopt.media.clips import open_clip
+from fcnopt.selftest import SELFTEST, write_selftest
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def copied(built: Path, tmp_path: Path) -> Path:
 
 
 def test_a_bundle_loads_and_answers_its_known_answer(built: Path) -> None:
-    with load(built) as engine, np.load(built / bundles.SELFTEST) as known:
+    with load(built) as engine, np.load(built / SELFTEST) as known:
         assert known["labels"].max() > 0, "a known answer of one class only proves little"
         np.testing.assert_array_equal(engine.run(known["frame"]).labels, known["labels"])
 
@@ -70,15 +71,15 @@ def test_a_missing_and_an_added_file_are_named(copied: Path) -> None:
     with pytest.raises(BundleError, match=r"added\.bin is not listed"):
         load(copied)
     (copied / "added.bin").unlink()
-    (copied / bundles.SELFTEST).unlink()
+    (copied / SELFTEST).unlink()
     with pytest.raises(BundleError, match=r"selftest\.npz is missing"):
         load(copied)
 
 
 def test_an_engine_that_answers_wrongly_is_refused(copied: Path) -> None:
-    with np.load(copied / bundles.SELFTEST) as known:
+    with np.load(copied / SELFTEST) as known:
         frame, labels = known["frame"], known["labels"]
-    bundles.write_selftest(copied / bundles.SELFTEST, frame, (labels + 1) % 5)
+    write_selftest(copied / SELFTEST, frame, (labels + 1) % 5)
     bundles.finish(copied, Bundle.read(copied).manifest)
     with pytest.raises(BundleError, match=r"known-answer test failed: 0\.00% of labels agree"):
         load(copied)

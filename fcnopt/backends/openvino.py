@@ -106,8 +106,12 @@ class OpenVinoBuilder(Builder):
         progress("compile for " + self._device, 1.0)
         files = (folder / ENGINE, folder / Path(ENGINE).with_suffix(".bin"))
         device = core.get_property(self._device, "FULL_DEVICE_NAME")
-        note = f"on this {self._device}, what is not int8 computes in {_PRECISION.get(mode, mode)}"
-        return Built(files, f"{self._device} ({device.strip()})", f"openvino {version_of('openvino')}", layers, (note,))
+        computes = _PRECISION.get(mode, mode)
+        notes: tuple[str, ...] = ()
+        if computes != options.precision:
+            what = "what is not int8" if options.precision == "int8" else f"{options.precision} is not at hand:"
+            notes = (f"on this {self._device}, {what} computes in {computes}",)
+        return Built(files, f"{self._device} ({device.strip()})", f"openvino {version_of('openvino')}", layers, notes)
 
 
 def open_core(device: str) -> Any:

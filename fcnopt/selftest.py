@@ -1,0 +1,98 @@
+"""The known-answer test: a frame and its labels, made and proved at build time, asked for at load time."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnopt.backends import Target, open_engine, open_onnx
+from fcnopt.backends.base import Built, Precision, Progress, Runner
+from fcnopt.errors import BuildError, BundleError
+from fcnopt.media.clips import fit_frame
+from fcnopt.media.synth import SceneOptions, SynthClip
+from fcnopt.quantize.frames import CalibrationFrames
+from fcnopt.spec import ModelSpec
+
+SELFTEST = "selftest.npz"
+# An engine must agree with ONNX Runtime on the same precision graph; what is left are roundings of other kernels.
+_MIN_AGREEMENT_BUILT = 0.97
+# An engine that answered once on this machine answers the same again, but for kernels chosen by timing.
+_MIN_AGREEMENT_SEEN = 0.995
+
+
+def prove(
+    model: Path,
+    built: Built,
+    target: Target,
+    precision: Precision,
+    spec: ModelSpec,
+    frames: CalibrationFrames | None,
+    progress: Progress,
+) -> float:
+    """Make the known-answer test of an engine, beside `model`, the precision graph that it was built from.
+
+    Returns the least agreement that loading shall accept. The answer is ONNX Runtime's on the precision graph. Where the engine runs on this machine it must agree with
+    that, and its own answer is kept.
+
+    Raises:
+        BuildError: The engine disagrees with the graph that it was built from.
+    """
+    progress("self-test", 0.0)
+    frame = selftest_frame(spec, frames)
+    with open_onnx(model, spec, runtime="onnxruntime") as runner:
+        expected = runner.run(frame).labels
+    least = _MIN_AGREEMENT_BUILT
+    if target.runs_here():
+        with open_engine(built.files, target, precision, spec) as runner:
+            labels = runner.run(frame).labels
+        agreement = float(np.mean(labels == expected))
+        if agreement < least:
+            raise BuildError(
+                f"{target}: the engine agrees with its own graph on {agreement:.2%} of labels, expected {least:.0%}",
+                fix="report this with the model: the runtime computes something else than the graph says; "
+                "--precision fp32 shows whether the precision is to blame",
+            )
+        expected, least = labels, _MIN_AGREEMENT_SEEN
+    write_selftest(model.with_name(SELFTEST), frame, expected)
+    progress("self-test", 1.0)
+    return least
+
+
+def selftest_frame(spec: ModelSpec, frames: CalibrationFrames | None) -> NDArray[np.uint8]:
+    """uint8 [1, H, W, 3]: the first calibration frame, else a rendered street."""
+    if frames is not None:
+        return next(iter(frames))
+    height, width = spec.frame.height or 192, spec.frame.width or 320
+    scene = next(iter(SynthClip(SceneOptions(seed=7, frames=1))))
+    return fit_frame(scene.image, replace(spec.frame, height=height, width=width, resize="stretch"))[None]
+
+
+def run_selftest(runner: Runner, file: Path, min_agreement: float) -> float:
+    """Run the known-answer test and return the share of equal labels.
+
+    Raises:
+        BundleError: Fewer labels agree than `min_agreement`, or the file cannot be read.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            frame, expected = data["frame"], data["labels"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{file}: cannot be read: {error}", fix="build the bundle again") from error
+    labels = runner.run(frame).labels
+    agreement = float(np.mean(labels == expected)) if labels.shape == expected.shape else 0.0
+    if agreement < min_agreement:
+        raise BundleError(
+            f"{file.parent.name}: known-answer test failed: {agreement:.2%} of labels agree, "
+            f"at least {min_agreement:.2%} must",
+            fix="do not use this engine: driver, device or runtime answer differently; build it again here",
+        )
+    return agreement
+
+
+def write_selftest(file: Path, frame: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
+    """Write the known-answer test: `frame` uint8 [1, H, W, 3] and its `labels` uint8 [1, H, W]."""
+    np.savez_compressed(file, frame=frame, labels=labels)
