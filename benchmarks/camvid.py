@@ -162,11 +162,11 @@ def as_markdown(found: dict[str, Any]) -> str:
     ):
         lines += ["", f"## {title}", "", *bench_rows(BenchResult.from_json(json.dumps(found[key])))]
     bound, torch_ms = found["int8_bound"], found["clip"]["reference"]["stages"]["inference_ms"]
+    rate, least_ms = bound["fastest_gmacs_per_s"], bound["network_ms_at_that_rate"]
     lines += [
         "",
-        f"The fastest INT8 convolution of the OpenVINO engine runs at {bound['fastest_gmacs_per_s']:.0f} GMAC/s. Were all as "
-        f"fast, the network would take {bound['network_ms_at_that_rate']:.1f} ms: "
-        f"{torch_ms / bound['network_ms_at_that_rate']:.1f} times as fast as PyTorch here. That is the most that direct INT8 "
+        f"The fastest INT8 convolution of the OpenVINO engine runs at {rate:.0f} GMAC/s. Were all as fast, the network "
+        f"would take {least_ms:.1f} ms, {torch_ms / least_ms:.1f} times as fast as PyTorch: the most that direct INT8 "
         "convolutions can reach on this CPU.",
     ]
     lines += ["", "## Convolutions in the TensorRT-RTX engines, by the build log", ""]

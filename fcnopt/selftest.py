@@ -35,8 +35,8 @@ def prove(
 ) -> float:
     """Make the known-answer test of an engine, beside `model`, the precision graph that it was built from.
 
-    Returns the least agreement that loading shall accept. The answer is ONNX Runtime's on the precision graph. Where the engine runs on this machine it must agree with
-    that, and its own answer is kept.
+    Returns the least agreement that loading shall accept. The answer is ONNX Runtime's on the precision graph. Where
+    the engine runs on this machine it must agree with that, and its own answer is kept.
 
     Raises:
         BuildError: The engine disagrees with the graph that it was built from.
