@@ -119,6 +119,9 @@ def build(
     aim = Target.parse(target) if target else default_target()
     wanted = checked_precision(precision) if precision else default_precision(aim)
 
+    backend = replace(settings.backend, precision=wanted, compute_capabilities=aim.compute_capabilities)
+    builder = make_builder(aim)
+    builder.check(backend)
     report("load", 0.0)
     original = io.load(source)
     spec = io.read_spec(original)
@@ -149,8 +152,7 @@ def build(
     with bundles.staged(place) as folder:
         graph = folder / bundles.MODEL
         io.save(precise.model, graph)
-        backend = replace(settings.backend, precision=wanted, compute_capabilities=aim.compute_capabilities)
-        built = make_builder(aim).build(graph, folder, backend, report)
+        built = builder.build(graph, folder, backend, report)
         min_agreement = prove(graph, built, aim, wanted, spec, frames, report)
         manifest = describe(name, source, aim, wanted, spec, built, precise, frames)
         bundles.finish(folder, replace(manifest, min_agreement=min_agreement))

@@ -52,7 +52,7 @@ def progress() -> Iterator[ConsoleProgress]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(fcnopt.__version__, prog_name="fcnopt")
 def main() -> None:
-    r"""Take a trained fully convolutional network to engines that a car can run.
+    """Take a trained fully convolutional network to engines that a car can run.
 
     \b
     The three steps, one after another in one folder:
@@ -60,7 +60,7 @@ def main() -> None:
       fcnopt build --precision int8        -> engines/fcn8s-int8-TARGET/, calibrated on what lies in calib/
       fcnopt bench video.mp4               FPS, latency, and mIoU against the FP32 reference
     Each takes the newest result of the one before it, or what you name.
-    """
+    """  # noqa: D301  (click reads the escape)
 
 
 @main.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,10 @@ from fcnopt.backends.base import Built, Precision, Progress, Runner
 from fcnopt.errors import BuildError, BundleError
 from fcnopt.media.clips import fit_frame
 from fcnopt.media.synth import SceneOptions, SynthClip
-from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from fcnopt.quantize.frames import CalibrationFrames
 
 SELFTEST = "selftest.npz"
 # An engine must agree with ONNX Runtime on the same precision graph; what is left are roundings of other kernels.

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import fcnopt
-from fcnopt import selftest
+from fcnopt import builder, selftest
+from fcnopt.backends import Target
 from fcnopt.backends.base import Outputs
 from fcnopt.builder import BuildSettings, build, find_reference, newest_bundle, newest_model, optimize
 from fcnopt.bundle import Bundle, load
-from fcnopt.errors import BuildError, CalibrationError, FcnoptError, UsageError
+from fcnopt.errors import BackendError, BuildError, CalibrationError, FcnoptError, UsageError
 from fcnopt.graph import io
 
 
@@ -52,6 +53,25 @@ def test_tensorrt_rtx_engines_build_without_a_gpu(
     assert manifest.layers, "the build log names the engine's layers"
     precisions = {layer.precision for layer in manifest.layers}
     assert ("int8" in precisions) == (precision == "int8")
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "message"),
+    [
+        ("fp16", "onnxruntime", "CPU kernels compute fp16 graphs in fp32"),
+        ("bf16", "onnxruntime", "CPU kernels compute bf16 graphs in fp32"),
+        ("int8", "onnxruntime:cuda", "CUDA"),
+        ("int8", "tensorrt", "tensorrt"),
+    ],
+)
+def test_what_cannot_be_built_here_is_refused_before_frames_are_read(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, target: str, message: str
+) -> None:
+    if target != "onnxruntime" and Target.parse(target).runs_here():
+        pytest.skip(f"{target} runs on this machine")
+    monkeypatch.setattr(builder, "calibration_frames", lambda *_a, **_k: pytest.fail("frames were read"))
+    with pytest.raises(BackendError, match=message):
+        build(tiny_model, precision=precision, target=target, settings=BuildSettings(folder=tmp_path))
 
 
 def test_int8_without_frames_is_an_error_that_says_how_to_give_some(

@@ -114,6 +114,8 @@ def test_doctor_names_every_runtime() -> None:
     assert result.exit_code == 0
     for name in ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"):
         assert name in result.output
+    if "not installed" in result.output:
+        assert 'pip install "fcnopt[' in result.output
 
 
 @pytest.mark.parametrize(
@@ -165,6 +167,8 @@ def test_help_loads_no_runtime() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "fcnopt build --precision int8" in done.stdout
     assert "LOADED []" in done.stdout
+    assert "\\b" not in done.stdout
+    assert "\n    fcnopt export fcn8s.pth" in done.stdout
 
 
 def test_every_command_explains_itself() -> None:

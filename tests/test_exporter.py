@@ -367,3 +367,9 @@ def test_the_real_network_labels_real_frames(shared: Path, tmp_path: Path) -> No
     truth = np.stack([cv2.imread(str(folder / "valannot" / path.name), cv2.IMREAD_GRAYSCALE) for path in images])
     known = truth != result.spec.classes.ignore_index
     assert (labels == truth)[known].mean() > 0.9
+
+
+def test_the_demo_network_exports_with_open_axes(tmp_path: Path) -> None:
+    result = export(None, tmp_path / "demo.onnx", options=ExportOptions(dynamic=True))
+    assert (result.spec.frame.height, result.spec.frame.width) == (None, None)
+    assert result.verification.equal_labels > 0.999

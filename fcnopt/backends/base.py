@@ -198,6 +198,15 @@ class Builder(ABC):
     """Makes an engine from a precision ONNX file."""
 
     @abstractmethod
+    def check(self, options: BuildOptions) -> None:
+        """Refuse at once, before any work, what `build` could not do on this machine.
+
+        Raises:
+            UsageError: The options contradict the runtime.
+            BackendError: The runtime, its device, or the precision is not to be had here.
+        """
+
+    @abstractmethod
     def build(self, model: Path, folder: Path, options: BuildOptions, progress: Progress) -> Built:
         """Build `model` into files in `folder`.
 

@@ -105,6 +105,15 @@ class OnnxRuntimeBuilder(Builder):
     def __init__(self, providers: tuple[str, ...] = (CPU,)) -> None:
         self._providers = providers
 
+    def check(self, options: BuildOptions) -> None:
+        """Refuse a missing provider, and half precision on the CPU; see `Builder.check`."""
+        check_provider(self._providers[0])
+        if options.precision in ("fp16", "bf16") and self._providers[0] == CPU:
+            raise BackendError(
+                f"onnxruntime: its CPU kernels compute {options.precision} graphs in fp32, only slower",
+                fix="use --precision int8 or fp32 here, or --target openvino or onnxruntime:cuda",
+            )
+
     def build(self, model: Path, folder: Path, options: BuildOptions, progress: Progress) -> Built:
         """Build; see `Builder.build`. A model that is in `folder` already is not copied."""
         del options  # the graph says everything
@@ -145,9 +154,7 @@ def open_session(model: Path | bytes, providers: tuple[str, ...], optimized: Pat
         BackendError: A provider is missing, or the graph is refused.
     """
     ort = require("onnxruntime")
-    available = ort.get_available_providers()
-    if providers[0] not in available:
-        raise _no_provider(providers[0], f"this onnxruntime {ort.__version__} has {', '.join(available)}")
+    available = check_provider(providers[0])
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised
     if optimized is not None:
@@ -164,6 +171,19 @@ def open_session(model: Path | bytes, providers: tuple[str, ...], optimized: Pat
     if session.get_providers()[0] != providers[0]:
         raise _no_provider(providers[0], f"it failed to start and left {', '.join(session.get_providers())}")
     return session
+
+
+def check_provider(provider: str) -> list[str]:
+    """The execution providers of the installed ONNX Runtime, `provider` among them.
+
+    Raises:
+        BackendError: ONNX Runtime is not installed, or `provider` is not one of its own.
+    """
+    ort = require("onnxruntime")
+    available: list[str] = ort.get_available_providers()
+    if provider not in available:
+        raise _no_provider(provider, f"this onnxruntime {ort.__version__} has {', '.join(available)}")
+    return available
 
 
 def _unsafe_optimizers(model: Path | bytes) -> list[str]:

@@ -87,6 +87,11 @@ class OpenVinoBuilder(Builder):
     def __init__(self, device: str = "CPU") -> None:
         self._device = device
 
+    def check(self, options: BuildOptions) -> None:
+        """Refuse a missing device or precision; see `Builder.check`."""
+        capabilities = open_core(self._device).get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        execution_mode(options.precision, capabilities, self._device)
+
     def build(self, model: Path, folder: Path, options: BuildOptions, progress: Progress) -> Built:
         """Build; see `Builder.build`."""
         ov, core = require("openvino"), open_core(self._device)
@@ -139,17 +144,17 @@ def compile_model(core: Any, model: Any, precision: Precision, device: str) -> A
 def execution_mode(precision: Precision, capabilities: Iterable[str], device: str) -> str:
     """What floating-point layers compute in: OpenVINO's type name.
 
-    FP16 graphs fall back to FP32 where the device has no FP16 (they stay correct, and as slow as FP32); the part of
-    an INT8 graph that is not quantized takes BF16 where the device has it.
+    The part of an INT8 graph that is not quantized takes BF16 where the device has it.
 
     Raises:
-        BackendError: BF16 is asked for and the device has none: it would be FP32 under another name.
+        BackendError: BF16 or FP16 is asked for and the device has none: it would be FP32 under another name.
     """
     has = set(capabilities)
-    if precision == "bf16" and "BF16" not in has:
+    if precision in ("bf16", "fp16") and precision.upper() not in has:
+        others = [name for name in ("bf16", "int8", "fp32") if name.upper() in has and name != precision]
         raise BackendError(
-            f"openvino: this {device} has no BF16 (it has {', '.join(sorted(has))})",
-            fix="use --precision int8 or fp32 here",
+            f"openvino: this {device} has no {precision.upper()} (it has {', '.join(sorted(has))})",
+            fix=f"use --precision {' or '.join(others)} here",
         )
     if precision in ("bf16", "int8") and "BF16" in has:
         return "bf16"

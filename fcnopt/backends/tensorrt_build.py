@@ -43,8 +43,8 @@ class TensorRtBuilder(Builder):
 
     def build(self, model: Path, folder: Path, options: BuildOptions, progress: Progress) -> Built:
         """Build; see `Builder.build`."""
+        self.check(options)
         trt = load(self._flavour)
-        self._check(options)
         book = log_book(self._flavour)
         with book.listen() as messages:
             parsed = parse(trt, book, messages, model)
@@ -60,8 +60,9 @@ class TensorRtBuilder(Builder):
             notes.append(_int8_share(layers, device))
         return Built((folder / ENGINE,), device, f"{self._flavour} {trt.__version__}", layers, tuple(notes))
 
-    def _check(self, options: BuildOptions) -> None:
-        """Refuse what this flavour cannot do, before any work."""
+    def check(self, options: BuildOptions) -> None:
+        """Refuse what this flavour cannot do here; see `Builder.check`."""
+        _capabilities(load(self._flavour), options)
         if self._flavour == "tensorrt" and options.compute_capabilities:
             raise UsageError(
                 f"tensorrt: compute capabilities {', '.join(options.compute_capabilities)} were named, but tensorrt "
@@ -88,15 +89,7 @@ class TensorRtBuilder(Builder):
             found = gpus()
             name = f"{found[0]['name']} ({found[0]['compute_capability']})" if found else gpu_capabilities()[0]
             return str(name)
-        known = {n.lower() for n in dir(trt.ComputeCapability) if n.startswith("SM")}
-        names = [capability_name(c) for c in options.compute_capabilities]
-        for name in names:
-            if name not in known:
-                listed = ", ".join(sorted(known, key=lambda n: int(n[2:])))
-                raise UsageError(
-                    f"tensorrt-rtx {trt.__version__} cannot build for compute capability {name}",
-                    fix=f"use one or more of {listed}",
-                )
+        names = _capabilities(trt, options)
         config.num_compute_capabilities = len(names)
         for index, name in enumerate(names):
             config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), index)
@@ -142,6 +135,24 @@ class TensorRtBuilder(Builder):
     def _keep_timings(self, config: Any, options: BuildOptions) -> None:
         if options.timing_cache is not None and self._flavour == "tensorrt":
             _write(options.timing_cache, bytes(config.get_timing_cache().serialize()))
+
+
+def _capabilities(trt: Any, options: BuildOptions) -> list[str]:
+    """The compute capabilities to build for, as TensorRT-RTX names them in lower case.
+
+    Raises:
+        UsageError: It does not know one of them.
+    """
+    names = [capability_name(c) for c in options.compute_capabilities]
+    known = {n.lower() for n in dir(getattr(trt, "ComputeCapability", None)) if n.startswith("SM")}
+    for name in names if known else ():
+        if name not in known:
+            listed = ", ".join(sorted(known, key=lambda n: int(n[2:])))
+            raise UsageError(
+                f"tensorrt-rtx {trt.__version__} cannot build for compute capability {name}",
+                fix=f"use one or more of {listed}",
+            )
+    return names
 
 
 def _build(trt: Any, parsed: Parsed, config: Any, progress: Progress, messages: Messages, model: Path) -> bytes:

@@ -257,5 +257,5 @@ def check_gates(
     if misses:
         raise GateError(
             "; ".join(misses),
-            fix="build with a smaller accuracy budget or another precision or target, or loosen the gate",
+            fix="build with another precision, method or target, or loosen the gate",
         )

@@ -41,6 +41,7 @@ def to_onnx(module: nn.Module, size: tuple[int, int], *, dynamic: bool, opset: i
     Raises:
         GraphError: The exporter cannot convert it.
     """
+    _set_standard_strides(module)
     # A traced size of 1 would be taken for a constant
     example = torch.zeros(2 if dynamic else 1, 3, *size)
     try:
@@ -66,6 +67,17 @@ def to_onnx(module: nn.Module, size: tuple[int, int], *, dynamic: bool, opset: i
     _drop_zero_biases(model, set(module.state_dict()))
     _name_nodes(model)
     return model
+
+
+def _set_standard_strides(module: nn.Module) -> None:
+    """Lay all weights out in order of their axes.
+
+    With channels-last weights, as a checkpoint of a channels-last training has them, torch.export plans other strides
+    for activations, and with open axes these become conditions on the size that it cannot prove. A kernel of 1 x 1
+    counts as laid out both ways, so that `contiguous()` would leave it.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
 def _open_axes() -> dict[int, Any]:

@@ -82,6 +82,10 @@ def _import(name: str) -> Callable[..., Any]:
     try:
         with _current_folder_on_path():
             found = getattr(importlib.import_module(where), what)
+    except ModuleNotFoundError as error:
+        missing = error.name or where
+        fix = _FORM_FIX if where.startswith(missing) else f"install what {where} needs: pip install {missing}"
+        raise UsageError(f"module: {where} cannot be imported: {error}", fix=fix) from error
     except ImportError as error:
         raise UsageError(f"module: {where} cannot be imported: {error}", fix=_FORM_FIX) from error
     except AttributeError as error:

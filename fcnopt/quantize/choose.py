@@ -1,7 +1,7 @@
 """The calibration method chosen by measurement, at the logits, on calibration frames.
 
-Every method's graph runs beside the FP32 one. What counts is the noise that quantization adds to the logits relative
-to them (a smooth measure, steady on few frames); the share of equal labels is recorded too.
+Every method's graph runs beside the FP32 one. What counts is the share of labels that stay the same; the noise that
+quantization adds to the logits, relative to them, breaks ties and is recorded too.
 """
 
 from __future__ import annotations

@@ -126,9 +126,12 @@ class RangeFile:
         stale = [what for what in stored if what in found and found[what] != stored[what]]
         if stale:
             detail = "; ".join(f"{w} expected {stored[w][:_SHORT]}, found {found[w][:_SHORT]}" for w in stale)
+            if frames is not None and "frames" in stale:
+                detail += f" ({self.ranges.frames} frames then, {frames.count} now)"
+            others = " and ".join(stale)
             raise CalibrationError(
-                f"{name}: ranges belong to other {' and '.join(stale)}: {detail}",
-                fix=f"delete {name} to calibrate again, or give the {' and '.join(stale)} it was made from",
+                f"{name}: ranges belong to other {others}: {detail}",
+                fix=f"add --recalibrate (or delete {name}) to calibrate again, or give the {others} it was made from",
             )
 
 

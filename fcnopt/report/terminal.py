@@ -42,8 +42,8 @@ def new_console() -> Console:
     """A console on standard output; wide and plain where that is not a terminal."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
+    console = Console(markup=False)  # names may hold square brackets
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH, markup=False)
 
 
 def new_table(columns: Iterable[tuple[str, bool]]) -> Table:
@@ -67,7 +67,7 @@ def _engines(result: BenchResult) -> Table:
         "drop\n95 %",
         "worst\nclass",
         "equal\n%",
-        "peak\nMiB",
+        "process\nMiB",
     )
     named = all(e.precision in e.name.lower() for e in result.rows)  # a column would only repeat the names
     first = ["engine"] if named else ["engine", "precision"]

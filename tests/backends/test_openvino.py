@@ -70,16 +70,17 @@ def test_layers_of_an_fp32_engine_compute_in_fp32(tmp_path):
         ("int8", ("FP32", "INT8", "FP16"), "CPU", "f32"),
         ("int8", ("FP32", "INT8", "FP16"), "GPU", "f16"),
         ("fp16", ("FP32", "FP16"), "CPU", "f16"),
-        ("fp16", ("FP32", "BF16"), "CPU", "f32"),
     ],
 )
 def test_the_execution_mode_is_the_precision_s_where_the_device_has_it(precision, has, device, mode):
     assert execution_mode(precision, has, device) == mode
 
 
-def test_bf16_on_a_cpu_without_it_is_an_error_not_fp32_under_its_name():
-    with pytest.raises(BackendError, match=r"this CPU has no BF16 \(it has FP32, INT8\)"):
-        execution_mode("bf16", ("FP32", "INT8"), "CPU")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_on_a_cpu_without_it_is_an_error_not_fp32_under_its_name(precision):
+    with pytest.raises(BackendError, match=rf"this CPU has no {precision.upper()} \(it has FP32, INT8\)") as caught:
+        execution_mode(precision, ("FP32", "INT8"), "CPU")
+    assert "--precision int8 or fp32" in caught.value.fix
 
 
 def test_a_missing_device_is_named(tmp_path):

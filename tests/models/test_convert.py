@@ -105,3 +105,14 @@ def test_conversion_is_silent_and_leaves_logging_as_it_was(capfd: pytest.Capture
     to_onnx(nn.Sequential(nn.Conv2d(3, 2, 1)).eval(), (4, 4), dynamic=False, opset=20)
     assert logging.getLogger("torch.onnx").level == before
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("padding", ["same", "caffe"])
+def test_channels_last_weights_convert_with_open_axes(padding: str) -> None:
+    network = tiny(padding=padding).to(memory_format=torch.channels_last)
+    assert not network.conv1_1.weight.is_contiguous()
+    model = to_onnx(network, (64, 96), dynamic=True, opset=20)
+    x = torch.randn(2, 3, 97, 131, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        want = network(x).numpy()
+    np.testing.assert_allclose(open_session(model)({"normalized": x.numpy()})["logits"], want, rtol=1e-4, atol=1e-4)
