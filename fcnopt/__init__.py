@@ -1,7 +1,8 @@
 """Deploy trained fully convolutional segmentation networks on NVIDIA GPUs.
 
-The five verbs: `export`, `optimize`, `build`, `load`, `bench`. Each is imported when it is first used, so that
-`import fcnopt` loads no runtime.
+The verbs are `export`, `optimize`, `build`, `load`, `bench` and `inspect`; `ExportOptions`, `BuildSettings` (with
+`BuildOptions` for the runtime) and `BenchFiles` hold their less common choices. Each is imported when it is first
+used, so that `import fcnopt` loads no runtime.
 """
 
 from typing import TYPE_CHECKING
@@ -10,17 +11,40 @@ from fcnopt.errors import FcnoptError
 from fcnopt.version import __version__
 
 if TYPE_CHECKING:
-    from fcnopt.benchmark import bench
-    from fcnopt.builder import build, optimize
+    from fcnopt.backends.base import BuildOptions
+    from fcnopt.benchmark import BenchFiles, bench
+    from fcnopt.builder import BuildSettings, build, optimize
     from fcnopt.bundle import load
-    from fcnopt.exporter import export
+    from fcnopt.evaluate.result import check_gates
+    from fcnopt.exporter import ExportOptions, export
+    from fcnopt.inspection import inspect
 
-__all__ = ["FcnoptError", "__version__", "bench", "build", "export", "load", "optimize"]
+__all__ = [
+    "BenchFiles",
+    "BuildOptions",
+    "BuildSettings",
+    "ExportOptions",
+    "FcnoptError",
+    "__version__",
+    "bench",
+    "build",
+    "check_gates",
+    "export",
+    "inspect",
+    "load",
+    "optimize",
+]
 
 _HOMES = {
+    "BenchFiles": "fcnopt.benchmark",
+    "BuildOptions": "fcnopt.backends.base",
+    "BuildSettings": "fcnopt.builder",
+    "ExportOptions": "fcnopt.exporter",
     "bench": "fcnopt.benchmark",
     "build": "fcnopt.builder",
+    "check_gates": "fcnopt.evaluate.result",
     "export": "fcnopt.exporter",
+    "inspect": "fcnopt.inspection",
     "load": "fcnopt.bundle",
     "optimize": "fcnopt.builder",
 }

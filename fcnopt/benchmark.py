@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,19 +50,24 @@ class BenchFiles:
     def __post_init__(self) -> None:
         # A bench can take an hour: a wrong folder must not be found out when it ends.
         for path in (self.json, self.html, self.overlay):
-            if path is not None and not path.parent.is_dir():
+            if path is None:
+                continue
+            if not path.parent.is_dir():
                 raise UsageError(f"{path}: the folder {path.parent} does not exist", fix="make the folder first")
+            if path.is_dir() or not os.access(path.parent, os.W_OK):
+                raise UsageError(f"{path}: is a folder, or lies in one that cannot be written", fix="give another file")
 
 
 def bench(
     clip: str | Path,
     *,
-    engines: Sequence[str | Path] = (),
+    engines: str | Path | Sequence[str | Path] = (),
     labels: str | Path | None = None,
     reference: str | Path = "fp32",
     max_frames: int | None = None,
     padding: Padding | None = None,
     files: BenchFiles | None = None,
+    show: Callable[[BenchResult], None] | None = None,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Measure engines and their FP32 reference on a clip, interleaved in one run.
@@ -75,6 +81,7 @@ def bench(
         max_frames: Most frames, from the clip's start.
         padding: For checkpoints without BatchNorm: same or caffe.
         files: What to write.
+        show: Called with the result before anything is written, so that a full disk does not cost it.
         progress: Called as the bench goes on.
 
     Raises:
@@ -84,7 +91,8 @@ def bench(
         BackendError: A runtime is missing or failed.
     """
     files = files or BenchFiles()
-    named = [Path(e) for e in engines] or [newest_bundle(ENGINES)]
+    given = [engines] if isinstance(engines, str | Path) else engines
+    named = [_existing(Path(engine)) for engine in given] or [newest_bundle(ENGINES)]
     found = find_labels(Path(clip)) if labels is None else None
     source = open_clip(clip, labels if labels is not None else found)
     with contextlib.ExitStack() as stack:
@@ -108,10 +116,40 @@ def bench(
             observers=observers,
             progress=progress,
         )
+    notes = [f"The reference is {base}."]
     if found is not None:
-        result = replace(result, notes=(*result.notes, f"Label maps were found in {found}."))
+        notes.append(f"Label maps were found in {found}.")
+    notes += [
+        f"{path.name} was calibrated on this clip: its accuracy here proves little." for path in _seen(named, clip)
+    ]
+    result = replace(result, notes=(*result.notes, *notes))
+    if show is not None:
+        show(result)
     _write(files, result, named)
     return result
+
+
+def _existing(path: Path) -> Path:
+    """`path` if it can be benched.
+
+    Raises:
+        UsageError: It does not exist, or is something else.
+    """
+    if (path / MANIFEST).is_file() or (path.is_file() and path.suffix in (*_CHECKPOINTS, ".onnx")):
+        return path
+    what = "is no bundle, ONNX file or checkpoint" if path.exists() else "does not exist"
+    raise UsageError(f"{path}: {what}", fix="give a folder engines/NAME, an .onnx file, or a .pth or .safetensors file")
+
+
+def _seen(named: Sequence[Path], clip: str | Path) -> list[Path]:
+    """The bundles that were calibrated on frames of `clip`."""
+    place = Path(clip).resolve()
+
+    def seen(path: Path) -> bool:
+        sources = Bundle.read(path).manifest.sources.get("calibration_paths", ()) if path.is_dir() else ()
+        return any(place.is_relative_to(source) or Path(source).is_relative_to(place) for source in sources)
+
+    return [path for path in named if seen(path)]
 
 
 def _write(files: BenchFiles, result: BenchResult, named: Sequence[Path]) -> None:
@@ -161,7 +199,7 @@ def _open(path: Path, spec: ModelSpec, padding: Padding | None) -> Runner:
 
 def _reference_path(reference: str | Path, named: Sequence[Path]) -> Path:
     if str(reference) != "fp32":
-        return Path(reference)
+        return _existing(Path(reference))
     for path in named:
         if (path / MANIFEST).is_file():
             return find_reference(Bundle.read(path))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ENGINES = Path("engines")
 CALIB = Path("calib")
+_FEW_FRAMES = 32
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class BuildSettings:
         **others: Any,
     ) -> Self:
         """Settings from words: `shapes` as "1x360x480,1x360x480,4x720x960" (min, best, max); others as in the class."""
+        if workspace_mib is not None and workspace_mib < 1:
+            raise UsageError(f"workspace is {workspace_mib} MiB", fix="give 1 MiB or more")
         backend = BuildOptions(
             shapes=_parse_shapes(shapes) if shapes else None,
             workspace_bytes=None if workspace_mib is None else workspace_mib << 20,
@@ -115,15 +118,20 @@ def build(
     """
     settings = settings or BuildSettings()
     report = progress or (lambda _step, _fraction: None)
-    source = Path(model) if model is not None else newest_model(settings.folder)
+    source = model_file(model) if model is not None else newest_model(settings.folder)
     aim = Target.parse(target) if target else default_target()
     wanted = checked_precision(precision) if precision else default_precision(aim)
 
     backend = replace(settings.backend, precision=wanted, compute_capabilities=aim.compute_capabilities)
     builder = make_builder(aim)
     builder.check(backend)
+    _refuse_unused(settings.backend, aim)
+    place = settings.folder / (settings.name or f"{source.stem}-{wanted}-{aim.file_safe}")
+    bundles.prepare(place)
     report("load", 0.0)
     original = io.load(source)
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in original.graph.node):
+        raise UsageError(f"{source}: is quantized already", fix="give the FP32 model that it was made from")
     spec = io.read_spec(original)
     if spec is None:
         raise UsageError(
@@ -134,7 +142,8 @@ def build(
     optimized: onnx.ModelProto = original
     if settings.optimize:
         optimized, _ = run_passes(original, progress=report)
-    range_file = settings.calib / f"{source.stem}.json"
+    kept = settings.calib / f"{source.stem}.json"
+    range_file = kept.with_suffix(".new.json") if settings.recalibrate else kept
     if settings.recalibrate:
         range_file.unlink(missing_ok=True)
     precise = make_precision(
@@ -147,14 +156,14 @@ def build(
         range_file=range_file if wanted == "int8" else None,
         progress=report,
     )
-    name = settings.name or f"{source.stem}-{wanted}-{aim.file_safe}"
-    place = settings.folder / name
+    if range_file != kept and range_file.exists():
+        range_file.replace(kept)
     with bundles.staged(place) as folder:
         graph = folder / bundles.MODEL
         io.save(precise.model, graph)
         built = builder.build(graph, folder, backend, report)
         min_agreement = prove(graph, built, aim, wanted, spec, frames, report)
-        manifest = describe(name, source, aim, wanted, spec, built, precise, frames)
+        manifest = describe(place.name, source, aim, wanted, spec, built, precise, frames)
         bundles.finish(folder, replace(manifest, min_agreement=min_agreement))
     report("done", 1.0)
     return place
@@ -176,11 +185,25 @@ def optimize(
     Raises:
         GraphError: The file cannot be used, or a pass changed its results.
     """
-    source = Path(model) if model is not None else newest_model(ENGINES)
+    source = model_file(model) if model is not None else newest_model(ENGINES)
     place = Path(output) if output is not None else source.with_suffix(".opt.onnx")
     optimized, reports = run_passes(io.load(source), progress=progress)
     io.save(optimized, place)
     return place, reports
+
+
+def model_file(path: str | Path) -> Path:
+    """`path`, unless it is a bundle or a checkpoint.
+
+    Raises:
+        UsageError: It is one of these; says what to do instead.
+    """
+    file = Path(path)
+    if (file / bundles.MANIFEST).is_file():
+        raise UsageError(f"{file}: is a bundle", fix="give the ONNX model that it was built from")
+    if file.suffix in (".pth", ".pt", ".safetensors"):
+        raise UsageError(f"{file}: is a checkpoint, not an ONNX model", fix=f"run `fcnopt export {file}` first")
+    return file
 
 
 def newest_model(folder: Path) -> Path:
@@ -203,7 +226,8 @@ def newest_bundle(folder: Path) -> Path:
     Raises:
         UsageError: There is none.
     """
-    found = [p.parent for p in folder.glob(f"*/{bundles.MANIFEST}") if not p.parent.name.startswith(".")]
+    manifests = (p.parent for p in folder.glob(f"*/{bundles.MANIFEST}") if not p.parent.name.startswith("."))
+    found = [path for path in manifests if (path / bundles.MODEL).is_file()]
     if not found:
         raise UsageError(f"no engine given, and none in {folder}/", fix="run `fcnopt build` first, or name a bundle")
     return max(found, key=lambda p: (p / bundles.MODEL).stat().st_mtime)
@@ -261,6 +285,7 @@ def describe(
     sources: dict[str, Any] = {"model": str(source), "model_sha256": bundles.sha256_of(source)}
     if frames is not None and precise.ranges is not None:
         sources |= {"calibration": frames.describe(), "frames": precise.ranges.frames, "frames_sha256": frames.hash}
+        sources["calibration_paths"] = [str(Path(path).resolve()) for path in frames.sources]
     return Manifest(
         name=name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -276,9 +301,26 @@ def describe(
         min_agreement=1.0,
         quantization=precise.report,
         layers=built.layers,
-        notes=(*precise.notes, *built.notes),
+        notes=(*precise.notes, *_few_frames(precision, frames), *built.notes),
         machine=describe_machine(),
     )
+
+
+def _few_frames(precision: Precision, frames: CalibrationFrames | None) -> tuple[str, ...]:
+    if precision != "int8" or frames is None or frames.count >= _FEW_FRAMES:
+        return ()
+    return (f"int8: calibrated on {frames.count} frames only; {_FEW_FRAMES} or more, of several drives, are advised",)
+
+
+def _refuse_unused(options: BuildOptions, target: Target) -> None:
+    """Refuse TensorRT's options for a runtime that would leave them unused."""
+    given = [
+        name
+        for name in ("shapes", "workspace_bytes", "version_compatible", "hardware_compatible", "timing_cache")
+        if getattr(options, name)
+    ]
+    if given and not target.runtime.startswith("tensorrt"):
+        raise UsageError(f"{target}: {', '.join(given)} cannot be chosen", fix="leave them out: they are TensorRT's")
 
 
 def find_reference(bundle: bundles.Bundle) -> Path:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections import deque
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 
 from fcnopt.backends import Target, open_engine
 from fcnopt.backends.base import Outputs, Runner
-from fcnopt.errors import BundleError, FcnoptError
+from fcnopt.errors import BundleError, FcnoptError, UsageError
 from fcnopt.manifest import Manifest
 from fcnopt.media.clips import Clip, Frame, fit_frame, open_clip, restore_labels
 from fcnopt.selftest import SELFTEST, run_selftest
@@ -112,12 +114,18 @@ class Engine(Runner):
 
     def __init__(self, runner: Runner, manifest: Manifest) -> None:
         self._runner = runner
+        self._closed = False
+        self.batch = runner.batch
         self.manifest = manifest
         self.name = manifest.name
         self.spec = runner.spec
 
     def infer(self, frames: Any) -> Outputs:
         """Run checked frames."""
+        if self._closed:
+            raise UsageError(
+                f"{self.name}: this engine is closed", fix="run it inside its with block, or load it again"
+            )
         return self._runner.infer(frames)
 
     def stream(
@@ -147,6 +155,7 @@ class Engine(Runner):
 
     def close(self) -> None:
         """Free the engine."""
+        self._closed = True
         self._runner.close()
 
 
@@ -176,25 +185,47 @@ def load(path: str | Path, *, selftest: bool = True) -> Engine:
     return engine
 
 
+def prepare(place: Path) -> None:
+    """Make sure that a bundle can be written to `place`, and clear up what killed builds of it left.
+
+    Raises:
+        BundleError: `place` is something else than a bundle, or its folder cannot be written.
+    """
+    if place.exists() and not (place / MANIFEST).is_file():
+        raise BundleError(f"{place} exists and is not a bundle", fix="move it away, or give another --name")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _clear_up(place)
+        with tempfile.TemporaryFile(dir=place.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(place, error) from error
+
+
+def _unwritable(place: Path, error: OSError) -> BundleError:
+    return BundleError(
+        f"{place}: cannot be written: {error.strerror or error}",
+        fix="free disk space or choose another folder with --output",
+    )
+
+
 @contextlib.contextmanager
 def staged(place: Path) -> Iterator[Path]:
     """A temporary folder that takes `place` when the block ends well, and vanishes when it does not.
 
     An existing bundle at `place` stays until the new one is whole.
+
+    Raises:
+        BundleError: `place` is something else than a bundle, or cannot be written.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in place.parent.glob(f".{place.name}.*.partial"):  # of a build that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
+    prepare(place)
+    folder = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        folder.chmod(0o755)
+        folder.mkdir()
         yield folder
         _exchange(folder, place)
     except OSError as error:
-        raise BundleError(
-            f"{place}: cannot be written: {error.strerror or error}",
-            fix="free disk space or choose another folder with --output",
-        ) from error
+        raise _unwritable(place, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -230,10 +261,38 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _exchange(folder: Path, place: Path) -> None:
-    if place.exists() and not (place / MANIFEST).is_file():
-        raise BundleError(f"{place} exists and is not a bundle", fix="move it away, or give another --name")
+    """Put `folder` at `place`; what was there is kept until it is."""
     old = folder.with_suffix(".old")
-    if place.exists():
+    replaced = place.exists()
+    if replaced:
         place.rename(old)
-    folder.rename(place)
+    try:
+        folder.rename(place)
+    except OSError:
+        if replaced:
+            old.rename(place)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_up(place: Path) -> None:
+    """Remove what builds of `place` that were killed left, and bring back a bundle that one had moved aside."""
+    name = re.compile(rf"\.{re.escape(place.name)}\.(\d+)-[0-9a-f]{{8}}\.(partial|old)")
+    for entry in place.parent.iterdir():
+        found = name.fullmatch(entry.name)
+        if found is None or _is_running(int(found[1])):
+            continue
+        if found[2] == "old" and not place.exists():
+            entry.rename(place)
+        else:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -40,6 +40,12 @@ def fails_plainly(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+def taken(path: Path, what: str) -> Path:
+    """Say which file a command took by itself."""
+    click.echo(f"taking {path} ({what})")
+    return path
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[ConsoleProgress]:
     """A progress callback for the console."""
@@ -94,7 +100,9 @@ def export(
     with progress() as console:
         result = run(checkpoint, output, classes=classes, options=options, frames=frames, progress=console)
     click.echo(result.describe())
-    click.echo("next: fcnopt build --precision int8")
+    frames_there = any(path.suffix not in (".json", ".md") for path in Path("calib").glob("*"))
+    first = "" if frames_there else "put frames of the camera into calib/, then "
+    click.echo(f"next: {first}fcnopt build --precision int8")
 
 
 @main.command()
@@ -106,9 +114,11 @@ def optimize(model: Path | None, output: Path | None) -> None:
 
     Takes any ONNX file; without MODEL the newest in engines/. `fcnopt build` runs the same passes by itself.
     """
+    from fcnopt.builder import ENGINES, newest_model
     from fcnopt.builder import optimize as run
     from fcnopt.report.summaries import print_passes
 
+    model = model or taken(newest_model(ENGINES), "the newest model")
     with progress() as console:
         path, reports = run(model, output, progress=console)
     print_passes(reports)
@@ -122,6 +132,7 @@ def optimize(model: Path | None, output: Path | None) -> None:
     "--target", help="tensorrt, tensorrt-rtx:sm86,sm89, openvino, onnxruntime[:cuda] [default: the best here]"
 )
 @click.option("--calibration", type=PATH, multiple=True, help="Images, folder or video; repeatable [default: calib/]")
+@click.option("--calib", type=PATH, default=Path("calib"), show_default=True, help="Folder of frames and ranges.")
 @click.option("--method", default="auto", show_default=True, help="int8 ranges: auto, minmax, percentile, entropy, mse")
 @click.option("--max-frames", type=int, default=64, show_default=True, help="Calibration frames, evenly spaced.")
 @click.option("--recalibrate", is_flag=True, help="Measure ranges anew, replacing those kept in calib/MODEL.json.")
@@ -141,13 +152,14 @@ def build(
 
     Without MODEL the newest in engines/ is taken. int8 calibrates on --calibration, or on what lies in calib/.
     """
-    from fcnopt.builder import BuildSettings, checked_precision
+    from fcnopt.builder import BuildSettings, checked_precision, newest_model
     from fcnopt.builder import build as run
     from fcnopt.bundle import Bundle
     from fcnopt.report.summaries import print_built
 
     settings = BuildSettings.parse(**choices)
     wanted = checked_precision(precision) if precision else None
+    model = model or taken(newest_model(settings.folder), "the newest model")
     with progress() as console:
         path = run(
             model,
@@ -194,11 +206,14 @@ def bench(
     """
     from fcnopt.benchmark import BenchFiles
     from fcnopt.benchmark import bench as run
-    from fcnopt.evaluate.bench import check_gates
+    from fcnopt.builder import ENGINES, newest_bundle
+    from fcnopt.evaluate.result import check_gates, check_limits
     from fcnopt.report.terminal import print_bench
 
     gates = {name: choices.pop(name) for name in ("max_miou_drop", "max_class_drop", "min_fps")}
+    check_limits(**gates)
     files = BenchFiles(**choices)
+    engines = engines or (taken(newest_bundle(ENGINES), "the newest engine"),)
     with progress() as console:
         result = run(
             clip,
@@ -208,9 +223,9 @@ def bench(
             max_frames=max_frames,
             padding=padding,
             files=files,
+            show=lambda found: print_bench(found, per_class=per_class),
             progress=console,
         )
-    print_bench(result, per_class=per_class)
     for path in (files.json, files.html, files.overlay):
         if path is not None:
             click.echo(f"wrote {path}")

@@ -149,12 +149,14 @@ def export(
     report = progress or (lambda _step, _fraction: None)
     report("load the network", 0.0)
     chosen = None if classes is None else read_classes(classes)
+    default_notes: list[str] = []
     if checkpoint is None and options.module is None:
         checkpoint = demo_checkpoint()
+        default_notes = ["no checkpoint was given: this is the embedded demo network"]
         chosen = chosen or ClassSpec.named("synth")
     source = open_source(checkpoint, options.module, options.padding, options.at_once, len(chosen) if chosen else None)
     path = _output_path(output, checkpoint, options.module)
-    notes = list(source.notes)
+    notes = [*default_notes, *source.notes]
     spec, size = _spec(source, chosen, options, notes)
     report("convert to ONNX", 0.0)
     model = attach(source.convert(size, options.dynamic, options.opset), spec)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fcnopt.builder import model_file
 from fcnopt.bundle import MANIFEST, Bundle
 from fcnopt.graph import io
 from fcnopt.graph.stats import GraphStats, stats_of
@@ -44,6 +45,7 @@ def inspect(path: str | Path) -> Inspection:
     Raises:
         BundleError: `path` is a folder but no bundle, or one that is damaged.
         GraphError: `path` is a file but no usable ONNX.
+        UsageError: `path` is a checkpoint.
     """
     place = Path(path)
     if place.is_dir() or place.name == MANIFEST:
@@ -51,5 +53,5 @@ def inspect(path: str | Path) -> Inspection:
         bundle.verify()
         manifest = bundle.manifest
         return Inspection(bundle.path, manifest.spec, stats_of(io.load(bundle.model)), manifest)
-    model = io.load(place)
+    model = io.load(model_file(place))
     return Inspection(place, io.read_spec(model), stats_of(model), None)

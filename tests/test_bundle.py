@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,12 +148,54 @@ def test_a_build_that_fails_leaves_nothing_and_keeps_the_old_bundle(copied: Path
     load(copied).close()
 
 
-def test_what_a_killed_build_left_is_removed_by_the_next(copied: Path) -> None:
-    leftover = copied.parent / f".{copied.name}.abc.partial"
-    leftover.mkdir()
+@pytest.fixture
+def dead_process() -> int:
+    """The number of a process that is no more."""
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(copied: Path, dead_process: int) -> None:
+    leftovers = [copied.with_name(f".{copied.name}.{dead_process}-0123abcd.{kind}") for kind in ("partial", "old")]
+    running = copied.with_name(f".{copied.name}.{os.getpid()}-0123abcd.partial")
+    other = copied.with_name(f".{copied.name}.v2.{dead_process}-0123abcd.partial")
+    for folder in (*leftovers, running, other):
+        folder.mkdir()
     with staged(copied) as folder:
         bundles.finish(folder, _moved(copied, folder))
-    assert not leftover.exists()
+    assert not any(folder.exists() for folder in leftovers)
+    assert running.exists(), "another build's folder was taken from it"
+    assert other.exists(), "another bundle's folder was removed"
+    load(copied).close()
+
+
+def test_a_bundle_that_a_killed_build_had_moved_aside_comes_back(copied: Path, dead_process: int) -> None:
+    copied.rename(copied.with_name(f".{copied.name}.{dead_process}-0123abcd.old"))
+
+    def fail() -> None:
+        with staged(copied):
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fail()
+    load(copied).close()
+
+
+def test_the_old_bundle_stays_where_the_new_one_cannot_be_moved_in(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(BundleError, match="Input/output error"), staged(copied) as folder:
+        bundles.finish(folder, _moved(copied, folder))
+    assert [p.name for p in copied.parent.iterdir()] == [copied.name]
     load(copied).close()
 
 
@@ -185,6 +230,17 @@ def test_run_refuses_frames_of_another_size_or_type(built: Path) -> None:
             engine.run(np.zeros((1, 64, 97, 3), np.uint8))
         with pytest.raises(UsageError, match="float32"):
             engine.run(np.zeros((1, 64, 96, 3), np.float32))
+
+
+def test_several_frames_run_on_an_engine_of_one(built: Path, street: Path) -> None:
+    frames = np.stack([frame.image for frame in open_clip(street / "clip.mp4")])
+    with load(built) as engine:
+        assert engine.batch == 1
+        together = engine.run(frames).labels
+        np.testing.assert_array_equal(together, np.concatenate([engine.run(frame[None]).labels for frame in frames]))
+    assert together.shape == (6, 64, 96)
+    with pytest.raises(UsageError, match="is closed"):
+        engine.run(frames)
 
 
 def test_a_measurement_replaces_the_one_on_the_same_clip_and_machine(copied: Path) -> None:

@@ -57,6 +57,7 @@ def test_bench_writes_what_is_asked_for_and_records_it(work: Path) -> None:
     fcnopt("build", "--precision", "fp32", "--name", "mine")
     files = ("--json", "r.json", "--html", "r.html", "--overlay", "r.mp4")
     result = fcnopt("bench", "video.mp4", "--engine", "engines/mine", "--record", "--per-class", *files)
+    assert "The reference is engines/net.onnx" in result.output
     assert result.exit_code == 0, result.output
     found = BenchResult.from_json((work / "r.json").read_text())
     assert found.frames == 6
@@ -66,6 +67,14 @@ def test_bench_writes_what_is_asked_for_and_records_it(work: Path) -> None:
     assert Bundle.read(work / "engines/mine").manifest.measurements[0]["fps"] == pytest.approx(found.engines[0].fps)
     shown = fcnopt("inspect", "engines/mine")
     assert "measured   video" in shown.output
+
+
+@pytest.mark.usefixtures("work")
+def test_a_bench_on_the_calibration_frames_says_so() -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    fcnopt("build", "--precision", "int8")
+    assert "was calibrated on this clip" in fcnopt("bench", "calib/drive").output
+    assert "was calibrated on this clip" not in fcnopt("bench", "video.mp4").output
 
 
 @pytest.mark.usefixtures("work")
@@ -128,7 +137,13 @@ def test_doctor_names_every_runtime() -> None:
         (("build",), 2, ["none in engines/", "fcnopt export"]),
         (("build", "missing.onnx"), 1, ["missing.onnx", "no such file"]),
         (("bench", "video.mp4"), 2, ["none in engines/", "fcnopt build"]),
-        (("bench", "missing.mp4", "--engine", "engines/x"), 1, ["missing.mp4"]),
+        (("bench", "video.mp4", "--engine", "nope"), 2, ["nope: does not exist"]),
+        (("bench", "video.mp4", "--engine", "calib"), 2, ["calib: is no bundle"]),
+        (("bench", "missing.mp4", "--engine", "net.pth"), 1, ["missing.mp4"]),
+        (("bench", "video.mp4", "--max-miou-drop", "nan"), 2, ["max_miou_drop is nan"]),
+        (("bench", "video.mp4", "--html", "calib"), 2, ["calib: is a folder"]),
+        (("build", "net.pth"), 2, ["is a checkpoint", "fcnopt export net.pth"]),
+        (("inspect", "net.pth"), 2, ["is a checkpoint"]),
         (("bench", "video.mp4", "--json", "no/r.json"), 2, ["no/r.json", "does not exist"]),
         (("inspect", "calib"), 1, ["no manifest.json"]),
         (("build", "--precision", "int2"), 2, ["int2", "int8"]),

@@ -54,7 +54,7 @@ class Runner(ABC):
     Attributes:
         name: For tables: "openvino int8".
         spec: What the model takes and gives.
-        batch: Frames a call must have where the engine is built for one number of them, else None.
+        batch: Frames that the engine computes at once where it is built for one number of them, else None.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Runner(ABC):
         """Run checked frames; see `run`."""
 
     def run(self, frames: Any) -> Outputs:
-        """Run a batch.
+        """Run a batch; an engine of a fixed batch runs several times where N is a multiple of it.
 
         Args:
             frames: uint8 [N, H, W, 3] of the spec's size and colour order; NumPy, or on a GPU runtime anything
@@ -77,22 +77,26 @@ class Runner(ABC):
             BackendError: The runtime failed.
         """
         start = time.perf_counter()
-        self.check(frames)
-        outputs = self.infer(frames)
+        count = self.check(frames)
+        step = self.batch or count
+        outputs = _joined(
+            [self.infer(frames[i : i + step] if step != count else frames) for i in range(0, count, step)]
+        )
         return replace(outputs, latency_ms=elapsed_ms(start))
 
-    def check(self, frames: Any) -> None:
-        """Raise `UsageError` unless `frames` fit the spec and the engine's batch."""
+    def check(self, frames: Any) -> int:
+        """How many `frames` there are; raises `UsageError` unless they fit the spec and the engine's batch."""
         shape, dtype = shape_and_dtype(frames)
-        size = self.spec.frame
-        want = (self.batch or "N", size.height or "H", size.width or "W", 3)
+        size, batch = self.spec.frame, self.batch or 1
+        want = ("N" if batch == 1 else f"a multiple of {batch}", size.height or "H", size.width or "W", 3)
         fits = len(shape) == 4 and all(not isinstance(w, int) or s == w for s, w in zip(shape, want, strict=True))
-        if not fits or 0 in shape or dtype != "uint8":
+        if not fits or 0 in shape or shape[0] % batch or dtype != "uint8":
             found = f"{dtype} [{', '.join(map(str, shape))}]"
             raise UsageError(
                 f"{self.name}: frames must be uint8 [{', '.join(map(str, want))}], found {found}",
                 fix="hand in raw frames as the camera gives them; use fcnopt.media.fit_frame for another size",
             )
+        return shape[0]
 
     def stream(self, source: Iterable[NDArray[np.uint8]], *, prefetch: int = 4) -> Iterator[Outputs]:
         """Run frames one by one, in order, while the source decodes ahead and the caller works on the last result.
@@ -132,6 +136,19 @@ class Runner(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _joined(parts: list[Outputs]) -> Outputs:
+    """One batch of several."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def join(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else np.concatenate(values)
+
+    spent_ms = sum(part.inference_ms for part in parts)
+    return Outputs(join("labels"), join("confidence"), join("logits"), inference_ms=spent_ms)
 
 
 @dataclass(frozen=True)

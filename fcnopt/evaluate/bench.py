@@ -25,7 +25,7 @@ from fcnopt.media.clips import Clip
 
 __all__ = ["BenchObserver", "BenchOptions", "BenchResult", "EngineResult", "FrameSample", "bench", "check_gates"]
 
-# A turn is long enough that starting and draining the pipeline is a small part of it.
+# A turn is long enough that its first frame, which starts the pipeline and is not in the FPS, is a small part of it.
 _TURN_S = 0.25
 _ROUND_FRAMES = (8, 32)
 _ROUND_BYTES = 256 << 20
@@ -90,6 +90,7 @@ def bench(
         palette=reference.spec.classes.palette,
         warmup_frames=min(options.warmup_frames, frames),
         round_frames=size,
+        interval_block_frames=run.interval_block_frames,
         reference=run.result(0),
         engines=tuple(run.result(i) for i in range(1, len(names))),
         notes=_notes(run, [reference, *others], names),

@@ -3,11 +3,13 @@
 With `n[t, p]` pixels of truth `t` labelled `p`, summed over the clip, the IoU of class `c` is
 `n[c, c] / (sum_p n[c, p] + sum_t n[t, c] - n[c, c])`: intersection over union. mIoU is its mean over the classes
 that are present in the truth. All of it needs only three numbers a class and frame: intersection, truth, predicted.
-These are kept per frame, so that a bootstrap over frames is one matrix product.
+These are kept per frame, so that a bootstrap over frames is one matrix product; `resample` says
+which frames are drawn.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -16,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.errors import BackendError, MediaError, UsageError
+from fcnopt.evaluate.resample import block_length, expanded_tail, resampled
 from fcnopt.spec import ClassSpec
 
 Unknown = Literal["error", "ignore"]
 
 _VALUES = 256  # of a uint8 label
-# Most (samples x frames) weights held at once while bootstrapping: 32 MiB of float64.
-_BOOTSTRAP_WEIGHTS = 1 << 22
 
 
 class ConfusionMatrix:
@@ -129,54 +130,41 @@ def bootstrap_drop(
     samples: int = 2000,
     seed: int = 0,
     confidence: float = 0.95,
+    block_frames: int | None = None,
 ) -> DropInterval:
-    """Percentile interval of the drop, over clips resampled from these frames.
+    """Percentile interval of the drop, over clips resampled from these frames in blocks.
 
     Paired: a sample takes the same frames for reference and engine, so that only what the engine changed varies.
-    Frames count as independent of each other; neighbours in a video are alike, so that the interval of a short
-    stretch of video is narrower than that over different drives.
+    The interval tells of clips like this one: that of a short stretch of video is narrower than over many drives, and
+    where frames stay alike for longer than a block it is still too narrow.
 
     Args:
         reference_frames: `ConfusionMatrix.frames` of the reference, [F, 3, C].
         engine_frames: The same of the engine, for the same frames and truth.
         samples: Resampled clips.
         seed: Of the random choice; the same seed gives the same interval.
-        confidence: Share of the samples inside the interval.
+        confidence: How likely the interval should hold the drop; few blocks are allowed for.
+        block_frames: Consecutive frames drawn together; None for `block_length` of a clip of unknown rate.
 
     Raises:
         UsageError: The arrays differ in shape, hold no frame, or an option is out of range.
     """
     _check_bootstrap(reference_frames, engine_frames, samples, confidence)
     frames, _, classes = reference_frames.shape
+    block = _checked_block(block_frames, frames)
     both = np.stack([reference_frames, engine_frames], axis=1).reshape(frames, -1).astype(np.float64)
     drops = np.empty((samples, classes + 1))
     at = 0
-    for weights in _resampled(frames, samples, np.random.default_rng(seed)):
+    for weights in resampled(frames, block, samples, np.random.default_rng(seed)):
         # (samples, frames) @ (frames, 2 * 3 * classes)
         totals = (weights @ both).reshape(-1, 2, 3, classes)
         rows = slice(at, at + len(weights))
         drops[rows, 0] = _miou(totals[:, 0]) - _miou(totals[:, 1])
         drops[rows, 1:] = 100.0 * (_iou(totals[:, 0]) - _iou(totals[:, 1]))
         at += len(weights)
-    intervals = [_interval(column, confidence) for column in drops.T]
+    tail = expanded_tail(confidence, math.ceil(frames / block))
+    intervals = [_interval(column, tail) for column in drops.T]
     return DropInterval(intervals[0] or (float("nan"), float("nan")), tuple(intervals[1:]))
-
-
-def paired_bootstrap(
-    reference_frames: NDArray[np.int64], engine_frames: NDArray[np.int64], *, samples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % interval (low, high) of the mIoU drop in points; see `bootstrap_drop`."""
-    return bootstrap_drop(reference_frames, engine_frames, samples=samples, seed=seed).miou
-
-
-def _resampled(frames: int, samples: int, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
-    """How often each frame is drawn, [some samples, frames], until `samples` rows are out."""
-    chunk = max(1, _BOOTSTRAP_WEIGHTS // frames)
-    for start in range(0, samples, chunk):
-        rows = min(chunk, samples - start)
-        drawn = rng.integers(0, frames, size=(rows, frames))
-        drawn += np.arange(rows)[:, None] * frames
-        yield np.bincount(drawn.ravel(), minlength=rows * frames).reshape(rows, frames).astype(np.float64)
 
 
 def _iou(totals: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -198,13 +186,12 @@ def _miou(totals: NDArray[np.float64]) -> NDArray[np.float64]:
     return miou
 
 
-def _interval(values: NDArray[np.float64], confidence: float) -> tuple[float, float] | None:
-    """The middle `confidence` of the values that are not nan; None where all are."""
+def _interval(values: NDArray[np.float64], tail: float) -> tuple[float, float] | None:
+    """The values that are not nan, less the share `tail` at either end; None where all are nan."""
     known = values[~np.isnan(values)]
     if not known.size:
         return None
-    tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(known, [tail, 100.0 - tail])
+    low, high = np.percentile(known, [100.0 * tail, 100.0 - 100.0 * tail])
     return float(low), float(high)
 
 
@@ -259,3 +246,14 @@ def _check_bootstrap(
             f"bootstrap: samples {samples} or confidence {confidence} is out of range",
             fix="give at least one sample and a confidence between 0 and 1",
         )
+
+
+def _checked_block(block: int | None, frames: int) -> int:
+    if block is None:
+        return block_length(frames)
+    if not 1 <= block <= frames:
+        raise UsageError(
+            f"bootstrap: blocks of {block} frames, expected 1..{frames}",
+            fix="leave the block out, or give block_length of frames and rate",
+        )
+    return block

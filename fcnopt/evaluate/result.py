@@ -7,6 +7,7 @@ All shares (IoU, accuracy, equal labels, flicker) are in points 0..100, all time
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -41,7 +42,8 @@ class Drop:
 
     Attributes:
         miou: Of the mIoU.
-        miou_interval: 95 % paired bootstrap interval over frames; None with fewer than two frames.
+        miou_interval: 95 % paired bootstrap interval over blocks of `BenchResult.interval_block_frames` frames; None
+            with fewer than two frames.
         iou: A class; None where the class is not in the truth.
         iou_intervals: The same of each class.
     """
@@ -92,7 +94,8 @@ class EngineResult:
         name: Unique within the result.
         precision: "fp32", "int8", ...; empty where unknown.
         frame_size: (height, width) that the engine computed at.
-        fps: Frames a second end to end: decode, preprocess, inference and postprocess, overlapped as in use.
+        fps: Frames a second end to end: decode, preprocess, inference and postprocess, overlapped as in use. The
+            first frame of a turn, which starts the pipeline, is not in it.
         fps_inference: Frames a second of inference alone; None where the runtime gives no times.
         speedup: `fps` over the reference's.
         speedup_inference: `fps_inference` over the reference's.
@@ -143,6 +146,8 @@ class BenchResult:
         palette: (R, G, B) a class.
         warmup_frames: Run first by every engine, in no figure.
         round_frames: Frames that an engine runs before the next one has its turn.
+        interval_block_frames: Consecutive frames that the intervals of the drop are resampled in; None where there are
+            no intervals.
         reference: Figures of the reference.
         engines: Figures of the others, in the order given.
         notes: What a reader should know, one line each.
@@ -163,6 +168,7 @@ class BenchResult:
     palette: tuple[tuple[int, int, int], ...]
     warmup_frames: int
     round_frames: int
+    interval_block_frames: int | None
     reference: EngineResult
     engines: tuple[EngineResult, ...]
     notes: tuple[str, ...]
@@ -239,8 +245,10 @@ def check_gates(
         min_fps: Fewest frames a second, end to end.
 
     Raises:
+        UsageError: A limit is nan, or `min_fps` is negative: it would let everything pass.
         GateError: An engine misses a limit; every miss is named, with what was measured and what was wanted.
     """
+    check_limits(max_miou_drop=max_miou_drop, max_class_drop=max_class_drop, min_fps=min_fps)
     misses: list[str] = []
     for engine in result.engines:
         drop, worst = engine.drop, result.worst_class(engine)
@@ -259,3 +267,13 @@ def check_gates(
             "; ".join(misses),
             fix="build with another precision, method or target, or loosen the gate",
         )
+
+
+def check_limits(**limits: float | None) -> None:
+    """Raise `UsageError` for a limit of `check_gates` that no engine could miss."""
+    for name, limit in limits.items():
+        if limit is not None and (math.isnan(limit) or (name == "min_fps" and limit < 0)):
+            raise UsageError(
+                f"gate {name} is {limit:g}, expected {'a rate of 0 or more' if name == 'min_fps' else 'a number'}",
+                fix=f"give {name} a limit that an engine can miss, or leave the gate out",
+            )

@@ -17,6 +17,7 @@ from fcnopt.errors import FcnoptError, MediaError
 from fcnopt.evaluate.latency import LatencySummary
 from fcnopt.evaluate.observe import BenchObserver
 from fcnopt.evaluate.options import BenchOptions
+from fcnopt.evaluate.resample import block_length
 from fcnopt.evaluate.result import EngineResult, Memory, Stages, Truth
 from fcnopt.evaluate.scores import Scorer, accuracy
 from fcnopt.evaluate.turns import Entrant, FrameTimes, Turn, close
@@ -30,7 +31,7 @@ class Contender:
         entrant: Runs it.
         scorer: Its accuracy.
         times: One a frame.
-        rounds: (frames, seconds) a turn.
+        rounds: (frames, seconds) of each turn; see `Turn.paced`.
         peak_mib: See `Memory.process_peak_mib`.
         growth_mib: See `Memory.growth_mib`.
     """
@@ -47,7 +48,7 @@ class Contender:
         """Take over the figures of a turn that counts."""
         self.times += turn.times
         if turn.times:
-            self.rounds.append((len(turn.times), turn.wall_s))
+            self.rounds.append(turn.paced)
         self.remember_memory(turn)
 
     def remember_memory(self, turn: Turn) -> None:
@@ -158,6 +159,13 @@ class Rounds:
             whose = self._clip.name if isinstance(error, MediaError) else contender.entrant.name
             raise type(error)(f"{whose}, frame {frame.index}: {error.message}", fix=error.fix) from error
 
+    @property
+    def interval_block_frames(self) -> int | None:
+        """Frames a block of the intervals: a second of those with a truth. None where there are no intervals."""
+        if self._options.bootstrap_samples < 1 or self.truth_frames < 2:
+            return None
+        return block_length(self.truth_frames, self._clip.fps * self.truth_frames / self.frames)
+
     def result(self, which: int) -> EngineResult:
         """The figures of one contender."""
         if not self.truth_frames:
@@ -185,7 +193,7 @@ class Rounds:
             accuracy=accuracy(own.scorer.truth),
             versus_reference=accuracy(own.scorer.reference),
             equal_labels=own.scorer.equal_labels,
-            drop=own.scorer.drop_from(base.scorer, self._options.bootstrap_samples),
+            drop=own.scorer.drop_from(base.scorer, self._options.bootstrap_samples, self.interval_block_frames),
             flicker=flicker,
             flicker_excess=None if flicker is None or base_flicker is None else flicker - base_flicker,
         )
@@ -199,7 +207,7 @@ def _precision(entrant: Entrant, options: BenchOptions) -> str:
 
 
 def _fps(contender: Contender) -> float:
-    return len(contender.times) / sum(wall for _, wall in contender.rounds)
+    return sum(count for count, _ in contender.rounds) / sum(seconds for _, seconds in contender.rounds)
 
 
 def _fps_inference(contender: Contender) -> float | None:

@@ -58,12 +58,13 @@ class Scorer:
         """Share of pixels whose label changes from one frame to the next, 0..100; None before the second frame."""
         return 100.0 * self._changed / self._compared if self._compared else None
 
-    def drop_from(self, reference: Scorer, samples: int) -> Drop:
+    def drop_from(self, reference: Scorer, samples: int, block_frames: int | None = None) -> Drop:
         """What this engine loses against the reference's scorer, by the truth.
 
         Args:
             reference: Scorer of the reference, for the same frames.
             samples: Resampled clips for the interval; 0 for none.
+            block_frames: See `bootstrap_drop`.
         """
         ours, theirs = self.truth, reference.truth
         differences = 100.0 * (theirs.iou - ours.iou)
@@ -72,7 +73,7 @@ class Scorer:
         iou = tuple(float(d) if p else None for d, p in zip(differences, present, strict=True))
         if samples < 1 or len(frames) < 2:
             return Drop(theirs.miou - ours.miou, None, iou, (None,) * len(iou))
-        interval = bootstrap_drop(frames, ours.frames, samples=samples)
+        interval = bootstrap_drop(frames, ours.frames, samples=samples, block_frames=block_frames)
         classes = tuple(i if p else None for i, p in zip(interval.iou, present, strict=True))
         return Drop(theirs.miou - ours.miou, interval.miou, iou, classes)
 

@@ -1,7 +1,11 @@
 """Timing of one engine: its own reader of the clip, and turns of a few frames each through the whole pipeline.
 
 Within a turn the clip is decoded and fitted to the engine's size in the stream's reading thread while the engine
-infers, as in use. The time of a turn is that of its frames end to end.
+infers, as in use. In use this pipeline is started once; here it is started and drained in every turn, which is no
+property of the engine. The rate of a turn is therefore that of the frames after its first: the clock runs from when
+the first frame's labels are done to when the last one's are, by when every stage has done its share of each of these
+frames. A turn of one frame has nothing to overlap with and is timed whole. This holds for runtimes that infer one frame
+at a time, as all of `fcnopt.backends` do; one that gave its labels in bursts would seem faster than it is.
 
 Latency runs from "frame available" to "labels available". A clip can be decoded faster than it is inferred, so that
 decoded frames queue up; a camera's do not. A frame therefore counts as available when it has been decoded and the
@@ -53,13 +57,14 @@ class Turn:
     Attributes:
         labels: uint8 [H, W] a frame, at the frame's size.
         times: One a frame.
-        wall_s: Time of the whole turn.
+        paced: (frames, seconds) for the rate: the frames after the first, and from the first one done to the last
+            one done. With one frame, that frame and the whole time.
         memory: Of the process during the turn.
     """
 
     labels: list[NDArray[np.uint8]] = field(default_factory=list)
     times: list[FrameTimes] = field(default_factory=list)
-    wall_s: float = 0.0
+    paced: tuple[int, float] = (0, 0.0)
     memory: PeakMemory = field(default_factory=PeakMemory)
 
 
@@ -130,7 +135,7 @@ class Entrant:
         return turn
 
     def _run(self, turn: Turn, fed: list[_Fed], stream: Iterator[Outputs]) -> None:
-        start = before = time.perf_counter()
+        start = first = before = time.perf_counter()
         for outputs in stream:
             if len(turn.times) >= len(fed):
                 raise BackendError("it gave more labels than it was given frames", fix="check the runtime's stream")
@@ -142,8 +147,11 @@ class Entrant:
             service_ms = max((done - max(this.fitted, before)) * 1e3, outputs.inference_ms + post_ms)
             latency_ms = this.preprocess_ms + service_ms
             turn.times.append(FrameTimes(this.decode_ms, this.preprocess_ms, outputs.inference_ms, post_ms, latency_ms))
+            if len(turn.times) == 1:
+                first = done
             before = done
-        turn.wall_s = time.perf_counter() - start
+        frames = len(turn.times)
+        turn.paced = (frames - 1, before - first) if frames > 1 else (frames, before - start)
         if len(turn.times) != len(fed):
             raise BackendError(
                 f"it gave labels for {len(turn.times)} of {len(fed)} frames", fix="check the runtime's stream"

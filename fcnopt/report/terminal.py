@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fcnopt.evaluate.result import BenchResult, EngineResult
-from fcnopt.report.words import interval_text, number, signed, verdicts
+from fcnopt.report.words import interval_note, interval_text, number, signed, verdicts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,8 @@ def print_bench(result: BenchResult, *, per_class: bool = False, console: Consol
     console.print(_engines(result))
     if per_class:
         console.print(_classes(result))
-    for line in (*verdicts(result), *(f"note: {n}" for n in result.notes)):
+    notes = [note for note in (interval_note(result), *result.notes) if note]
+    for line in (*verdicts(result), *(f"note: {note}" for note in notes)):
         console.print(line, highlight=False, soft_wrap=True)
 
 

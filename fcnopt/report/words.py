@@ -25,6 +25,14 @@ def interval_text(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"{signed(interval[0])}..{signed(interval[1])}"
 
 
+def interval_note(result: BenchResult) -> str:
+    """What the intervals are over, or nothing where there are none."""
+    block = result.interval_block_frames
+    if block is None:
+        return ""
+    return f"95 % interval over {'single frames' if block == 1 else f'frames in blocks of {block}'}"
+
+
 def verdicts(result: BenchResult) -> tuple[str, ...]:
     """One sentence an engine: how fast, what it costs, and where it costs most."""
     return tuple(_verdict(result, engine) for engine in result.engines)

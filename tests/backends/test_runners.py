@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from fcnopt.backends.base import Outputs
 from fcnopt.errors import UsageError
 from tests.backends.tiny import CLASSES, tiny_spec
 
@@ -108,13 +109,26 @@ def test_a_torch_tensor_on_the_cpu_is_taken(open_tiny, frames):
         np.testing.assert_array_equal(runner.run(torch.from_numpy(frames[:1])).labels, want)
 
 
-def test_a_fixed_batch_is_checked(open_tiny, frames):
+def test_an_engine_of_one_frame_runs_several_one_by_one(open_tiny, frames):
     with open_tiny() as runner:
-        if runner.batch is None:  # torch has none
-            assert runner.run(frames[:2]).labels.shape[0] == 2
-        else:
-            with pytest.raises(UsageError, match=r"must be uint8 \[1, 24, 32, 3\], found uint8 \[2, 24, 32, 3\]"):
-                runner.run(frames[:2])
+        assert runner.batch in (1, None)  # torch has none
+        together = runner.run(frames[:3])
+        apart = [runner.run(frames[i : i + 1]) for i in range(3)]
+    for name in ("labels", "confidence", "logits"):
+        if getattr(together, name) is not None:
+            joined = np.concatenate([getattr(part, name) for part in apart])
+            np.testing.assert_allclose(getattr(together, name), joined, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fixed_batch_takes_multiples_of_it_only(frames, monkeypatch, open_tiny):
+    with open_tiny() as runner:
+        seen = []
+        monkeypatch.setattr(runner, "batch", 2)
+        monkeypatch.setattr(runner, "infer", lambda part: seen.append(len(part)) or Outputs(part[..., 0]))
+        np.testing.assert_array_equal(runner.run(frames[:4]).labels, frames[:4, ..., 0])
+        assert seen == [2, 2]
+        with pytest.raises(UsageError, match=r"\[a multiple of 2, 24, 32, 3\], found uint8 \[3, 24, 32, 3\]"):
+            runner.run(frames[:3])
 
 
 def test_stream_gives_what_run_gives_in_order(open_tiny, frames):

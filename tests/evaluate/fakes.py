@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.backends.base import Outputs, Runner
+from fcnopt.evaluate.options import BenchOptions
 from fcnopt.media.clips import Clip, Frame
 from fcnopt.spec import ClassSpec, FrameSpec, ModelSpec
 
 CLASSES = ClassSpec(
     ("road", "car", "pole", "sky"), ((128, 64, 128), (0, 0, 190), (190, 150, 150), (70, 130, 180)), ignore_index=255
 )
+
+SMALL = BenchOptions(warmup_frames=2, round_frames=4, bootstrap_samples=200)
 
 
 class FakeClip(Clip):

@@ -1,23 +1,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fcnopt.backends.base import Outputs
-from fcnopt.errors import BackendError, MediaError, UsageError
-from fcnopt.evaluate.bench import BenchOptions, bench
-from fcnopt.evaluate.confusion import ConfusionMatrix
+from fcnopt.evaluate.bench import bench
+from fcnopt.evaluate.confusion import ConfusionMatrix, bootstrap_drop
 from fcnopt.media.clips import Frame
-from fcnopt.spec import ClassSpec, FrameSpec, ModelSpec
-from tests.evaluate.fakes import CLASSES, FakeClip, FakeRunner, wrong_corner
-
-SMALL = BenchOptions(warmup_frames=2, round_frames=4, bootstrap_samples=200)
+from tests.evaluate.fakes import CLASSES, SMALL, FakeClip, FakeRunner, wrong_corner
 
 
 def flip_every_third(labels: NDArray[np.uint8], call: int) -> NDArray[np.uint8]:
@@ -101,30 +95,37 @@ def test_each_engine_reads_the_clip_itself() -> None:
     assert clip.opened == 2 * 3 + 1  # three engines in warm-up and measurement, and the reader of label maps
 
 
-def test_times_are_what_the_engine_needs() -> None:
-    slow, fast = FakeRunner("slow", sleep_s=0.01, inference_ms=10.0), FakeRunner("ref", inference_ms=1.0)
-    result = bench(FakeClip(), [slow], fast, SMALL)
-    (engine,) = result.engines
-    assert engine.fps < 100
-    assert engine.latency.p50_ms >= 10.0
-    assert engine.fps_inference == pytest.approx(100.0)
-    assert engine.speedup_inference == pytest.approx(0.1)
-    assert engine.speedup == pytest.approx(engine.fps / result.reference.fps)
-    assert engine.speedup < 1
-    assert engine.stages.inference_ms == pytest.approx(10.0)
-    assert result.reference.speedup == 1.0
+def test_intervals_say_how_long_their_blocks_are() -> None:
+    """The clip has 15 frames a second; blocks are a second of it, and four of them at least."""
+    assert bench(FakeClip(frames=64), [], FakeRunner(), SMALL).interval_block_frames == 15
+    assert bench(FakeClip(frames=12), [], FakeRunner(), SMALL).interval_block_frames == 3
+    folder = FakeClip(frames=64)
+    folder.fps = 0.0
+    assert bench(folder, [], FakeRunner(), SMALL).interval_block_frames == 4
 
 
-def test_latency_does_not_count_waiting_in_the_read_ahead_queue() -> None:
-    """Every frame of this clip is decoded long before the engine comes to it."""
-    result = bench(FakeClip(frames=8), [], FakeRunner(sleep_s=0.02), replace(SMALL, round_frames=8, prefetch=8))
-    assert 20.0 <= result.reference.latency.p50_ms < 60.0  # 90 with the waiting
+def test_blocks_are_counted_in_frames_with_label_maps() -> None:
+    clip = FakeClip(frames=128)
+    clip._frames = [f if f.index % 2 == 0 else replace(f, labels=None) for f in clip._frames]
+    assert bench(clip, [], FakeRunner(), SMALL).interval_block_frames == 8  # of 64, at 7.5 a second
 
 
-def test_a_runtime_without_times_has_no_inference_rate() -> None:
-    result = bench(FakeClip(), [FakeRunner("a", inference_ms=0.0)], FakeRunner(), SMALL)
-    assert result.engines[0].fps_inference is None
-    assert result.engines[0].speedup_inference is None
+def test_intervals_are_over_the_blocks_named() -> None:
+    clip = FakeClip(frames=64)
+    engine = FakeRunner("int8", flip_every_third)
+    result = bench(clip, [engine], FakeRunner(), replace(SMALL, warmup_frames=3))
+    reference, ours = ConfusionMatrix(CLASSES), ConfusionMatrix(CLASSES)
+    for index in range(64):
+        reference.add(clip.truth(index), clip.truth(index))
+        ours.add(flip_every_third(clip.truth(index).copy(), index), clip.truth(index))
+    expected = bootstrap_drop(reference.frames, ours.frames, samples=200, block_frames=15)
+    assert result.engines[0].drop.miou_interval == expected.miou
+    assert result.engines[0].drop.iou_intervals == expected.iou
+
+
+def test_without_intervals_there_are_no_blocks() -> None:
+    assert bench(FakeClip(frames=1), [], FakeRunner(), SMALL).interval_block_frames is None
+    assert bench(FakeClip(), [], FakeRunner(), replace(SMALL, bootstrap_samples=0)).interval_block_frames is None
 
 
 def test_engines_of_other_sizes_are_compared_at_the_clips_size() -> None:
@@ -236,145 +237,3 @@ def test_memory_is_the_process_and_its_growth() -> None:
     assert memory.growth_mib > 60 > base.growth_mib
     assert memory.process_peak_mib > 64
     assert len(kept) == 1
-
-
-# --- what goes wrong ---
-
-
-def test_zero_frames() -> None:
-    with pytest.raises(MediaError, match=r"fake\.mp4: the clip has no frames"):
-        bench(FakeClip(frames=0), [], FakeRunner())
-
-
-def test_a_label_map_of_another_size() -> None:
-    clip = FakeClip()
-    clip._frames[5] = replace(clip._frames[5], labels=np.zeros((12, 16), np.uint8))
-    with pytest.raises(MediaError, match=r"fake\.mp4, frame 5: label map is 16x12, the frame is 32x24"):
-        bench(clip, [], FakeRunner(), SMALL)
-
-
-def test_a_label_map_with_unknown_values() -> None:
-    clip = FakeClip()
-    clip._frames[3] = replace(clip._frames[3], labels=np.full((24, 32), 9, np.uint8))
-    with pytest.raises(MediaError, match=r"fake\.mp4, frame 3: label map has the values 9, expected 0\.\.3"):
-        bench(clip, [], FakeRunner(), SMALL)
-    assert bench(clip, [], FakeRunner(), replace(SMALL, unknown_labels="ignore")).reference.accuracy.miou == 100.0
-
-
-def test_a_labelled_clip_without_any_label_map() -> None:
-    clip = FakeClip(labelled=False)
-    clip.labelled = True
-    with pytest.raises(MediaError, match="none of the 12 frames has a label map"):
-        bench(clip, [], FakeRunner(), SMALL)
-
-
-def test_frames_without_label_map_are_left_out_of_the_accuracy() -> None:
-    clip = FakeClip()
-    clip._frames[5] = replace(clip._frames[5], labels=None)
-    result = bench(clip, [FakeRunner("a")], FakeRunner(), SMALL)
-    assert (result.frames, result.truth_frames) == (12, 11)
-    assert result.notes == ("11 of 12 frames have label maps; accuracy is measured on these.",)
-
-
-def test_label_maps_with_ignored_pixels_only() -> None:
-    clip = FakeClip()
-    clip._frames = [replace(f, labels=np.full((24, 32), 255, np.uint8)) for f in clip._frames]
-    with pytest.raises(MediaError, match="no pixel of any class"):
-        bench(clip, [], FakeRunner(), SMALL)
-
-
-def test_another_number_of_classes() -> None:
-    with pytest.raises(UsageError, match="int8 has 11 classes, the reference torch fp32 has 4"):
-        bench(FakeClip(), [FakeRunner("int8", classes=ClassSpec.named("camvid"))], FakeRunner())
-
-
-def test_other_class_names_are_noted() -> None:
-    renamed = replace(CLASSES, names=("a", "b", "c", "d"))
-    result = bench(FakeClip(), [FakeRunner("int8", classes=renamed)], FakeRunner(), SMALL)
-    assert result.notes == ("int8 names its classes differently than the reference; labels are compared by number.",)
-
-
-def fail_at(call_to_fail: int, error: Exception) -> Any:
-    def change(labels: NDArray[np.uint8], call: int) -> NDArray[np.uint8]:
-        if call == call_to_fail:
-            raise error
-        return labels
-
-    return change
-
-
-def test_an_engine_that_fails_is_named_with_the_frame() -> None:
-    failing = FakeRunner("tensorrt int8", fail_at(2 + 7, BackendError("out of memory", fix="free some")))
-    with pytest.raises(BackendError, match="tensorrt int8, frame 7: out of memory") as caught:
-        bench(FakeClip(), [failing], FakeRunner(), SMALL)
-    assert caught.value.fix == "free some"
-
-
-def test_a_bug_in_an_engine_keeps_its_type_and_gets_a_note() -> None:
-    failing = FakeRunner("tensorrt int8", fail_at(2 + 4, ZeroDivisionError("oops")))
-    with pytest.raises(ZeroDivisionError) as caught:
-        bench(FakeClip(), [failing], FakeRunner(), SMALL)
-    assert caught.value.__notes__ == ["while running tensorrt int8, frame 4"]
-    assert caught.value.__cause__ is None
-
-
-def test_a_frame_that_does_not_fit_an_engine_names_both() -> None:
-    strict = FakeRunner("strict")
-    strict.spec = ModelSpec(FrameSpec(12, 16, resize="none"), CLASSES)
-    with pytest.raises((UsageError, MediaError), match="strict, frame 0"):
-        bench(FakeClip(), [strict], FakeRunner(), SMALL)
-
-
-class TruncatedClip(FakeClip):
-    def images(self) -> Iterator[Frame]:
-        for frame in super().images():
-            if frame.index == 6:
-                raise MediaError("fake.mp4, frame 6: truncated", fix="copy the file again")
-            yield frame
-
-    def __iter__(self) -> Iterator[Frame]:
-        yield from (replace(f, labels=self.truth(f.index)) for f in self.images())
-
-
-def test_a_broken_clip_is_not_blamed_on_an_engine() -> None:
-    with pytest.raises(MediaError) as caught:
-        bench(TruncatedClip(), [FakeRunner("a")], FakeRunner(), SMALL)
-    assert caught.value.message == "fake.mp4, frame 6: truncated"
-
-
-class LosingRunner(FakeRunner):
-    def stream(self, source: Any, *, prefetch: int = 4) -> Iterator[Outputs]:
-        for index, outputs in enumerate(super().stream(source, prefetch=prefetch)):
-            if index != 1:
-                yield outputs
-
-
-def test_an_engine_that_loses_a_frame() -> None:
-    with pytest.raises(BackendError, match="gave labels for 1 of 2 frames"):
-        bench(FakeClip(), [LosingRunner("lossy")], FakeRunner(), SMALL)
-
-
-class FloatRunner(FakeRunner):
-    def infer(self, frames: Any) -> Outputs:
-        return Outputs(super().infer(frames).labels.astype(np.int64))
-
-
-def test_labels_of_the_wrong_type() -> None:
-    with pytest.raises(
-        BackendError, match=r"odd, frame 0: labels must be uint8 \[1, H, W\], found int64 \[1, 24, 32\]"
-    ):
-        bench(FakeClip(), [FloatRunner("odd")], FakeRunner(), SMALL)
-
-
-def test_labels_outside_the_classes() -> None:
-    odd = FakeRunner("odd", lambda labels, _: labels + 2)
-    with pytest.raises(BackendError, match=r"odd, frame 0: labels have the values 4, 5, expected 0\.\.3"):
-        bench(FakeClip(), [odd], FakeRunner(), SMALL)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("max_frames", 0), ("warmup_frames", -1), ("round_frames", 0), ("prefetch", 0)]
-)
-def test_impossible_options_are_refused(name: str, value: int) -> None:
-    with pytest.raises(UsageError, match=f"bench: {name} is {value}"):
-        BenchOptions(**{name: value})

@@ -148,3 +148,17 @@ def test_each_gate_names_engine_measured_and_wanted(result: BenchResult) -> None
 def test_the_reference_is_not_gated(result: BenchResult) -> None:
     fast = replace(result.engines[0], fps=1e6)
     check_gates(replace(result, engines=(fast,)), min_fps=1e5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_miou_drop", float("nan")), ("max_class_drop", float("nan")), ("min_fps", float("nan")), ("min_fps", -1.0)],
+)
+def test_a_gate_that_could_not_hold_back_anything_is_refused(result: BenchResult, name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"gate {name} is {value:g}"):
+        check_gates(result, **{name: value})
+
+
+def test_a_gate_can_ask_for_a_gain(result: BenchResult) -> None:
+    with pytest.raises(GateError, match="at most -100 wanted"):
+        check_gates(result, max_miou_drop=-100)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import cv2
@@ -139,6 +140,12 @@ def test_words_are_escaped_and_facts_are_plain(page: Page) -> None:
         "label maps of 12 frames",
     ):
         assert words in text
+
+
+def test_captions_say_what_the_interval_is_over(result: BenchResult, page: Page) -> None:
+    assert "".join(page.text).count("95 % interval over frames in blocks of 3") == 2  # the summary's and the classes'
+    without = "".join(Page(render(replace(result, interval_block_frames=None))).text)
+    assert "95 % interval" not in without.split("Summary")[1]
 
 
 def test_the_page_carries_its_data(result: BenchResult, page: Page) -> None:

@@ -46,6 +46,13 @@ def test_the_first_line_says_clip_and_truth(result: BenchResult) -> None:
     assert "note: The clip has no label maps" in unlabelled
 
 
+def test_a_note_says_what_the_interval_is_over(result: BenchResult) -> None:
+    assert "note: 95 % interval over frames in blocks of 3" in printed(result).splitlines()
+    single = replace(result, interval_block_frames=1)
+    assert "note: 95 % interval over single frames" in printed(single).splitlines()
+    assert "95 % interval over" not in printed(replace(result, interval_block_frames=None))
+
+
 def test_classes_are_printed_on_request(result: BenchResult) -> None:
     text = printed(result, per_class=True)
     (line,) = [t for t in text.splitlines() if re.match(r" ?sky ", t)]

@@ -1,1 +1,0 @@
-"""Packaging for the stacks that an engine is dropped into."""

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fcnopt.evaluate.bench import bench
+from fcnopt.media.clips import Frame, fit_frame
+from fcnopt.spec import FrameSpec
+from tests.evaluate.fakes import SMALL, FakeClip, FakeRunner
+
+
+def test_times_are_what_the_engine_needs() -> None:
+    slow, fast = FakeRunner("slow", sleep_s=0.01, inference_ms=10.0), FakeRunner("ref", inference_ms=1.0)
+    result = bench(FakeClip(), [slow], fast, SMALL)
+    (engine,) = result.engines
+    assert engine.fps < 150  # 100, with room for threads that wake late
+    assert engine.latency.p50_ms >= 10.0
+    assert engine.fps_inference == pytest.approx(100.0)
+    assert engine.speedup_inference == pytest.approx(0.1)
+    assert engine.speedup == pytest.approx(engine.fps / result.reference.fps)
+    assert engine.speedup < 1
+    assert engine.stages.inference_ms == pytest.approx(10.0)
+    assert result.reference.speedup == 1.0
+
+
+def test_latency_does_not_count_waiting_in_the_read_ahead_queue() -> None:
+    """Every frame of this clip is decoded long before the engine comes to it."""
+    result = bench(FakeClip(frames=8), [], FakeRunner(sleep_s=0.02), replace(SMALL, round_frames=8, prefetch=8))
+    assert 20.0 <= result.reference.latency.p50_ms < 60.0  # 90 with the waiting
+
+
+class SlowClip(FakeClip):
+    """Decoding a frame takes 30 ms."""
+
+    def images(self) -> Iterator[Frame]:
+        for frame in super().images():
+            time.sleep(0.03)
+            yield frame
+
+
+def test_latency_does_not_count_waiting_for_the_decoder() -> None:
+    result = bench(SlowClip(frames=8), [], FakeRunner(sleep_s=0.002), replace(SMALL, round_frames=8))
+    assert result.reference.stages.decode_ms >= 30.0
+    assert 2.0 <= result.reference.latency.p50_ms < 15.0  # 32 with the waiting
+
+
+def test_latency_counts_fitting_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_fit(image: NDArray[np.uint8], spec: FrameSpec) -> NDArray[np.uint8]:
+        time.sleep(0.02)
+        return fit_frame(image, spec)
+
+    monkeypatch.setattr("fcnopt.evaluate.turns.fit_frame", slow_fit)
+    half = FakeRunner("half", size=(12, 16), sleep_s=0.002, inference_ms=2.0)
+    row = bench(FakeClip(), [half], FakeRunner(), SMALL).engines[0]
+    assert half.frame_sizes == {(12, 16)}
+    assert row.stages.preprocess_ms >= 20.0
+    assert row.latency.mean_ms >= row.stages.preprocess_ms + row.stages.inference_ms
+
+
+def test_starting_the_pipeline_is_not_charged_to_every_turn() -> None:
+    """Decoding and inference of 30 ms each side by side: 33 frames a second, whatever the length of a turn."""
+    slow = FakeRunner(sleep_s=0.03, inference_ms=30.0)
+    result = bench(SlowClip(frames=16), [], slow, replace(SMALL, round_frames=2))
+    assert len(result.reference.fps_rounds) == 8
+    assert 26.0 < result.reference.fps < 40.0  # 22 with the start of each turn
+
+
+def test_turns_of_one_frame_are_timed_whole() -> None:
+    slow = FakeRunner(sleep_s=0.03, inference_ms=30.0)
+    result = bench(SlowClip(frames=3), [], slow, replace(SMALL, round_frames=1))
+    assert len(result.reference.fps_rounds) == 3
+    assert result.reference.fps < 16.7  # a frame needs 60 ms when none overlaps with it
+
+
+def test_a_runtime_without_times_has_no_inference_rate() -> None:
+    result = bench(FakeClip(), [FakeRunner("a", inference_ms=0.0)], FakeRunner(), SMALL)
+    assert result.engines[0].fps_inference is None
+    assert result.engines[0].speedup_inference is None
