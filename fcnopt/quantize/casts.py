@@ -109,6 +109,10 @@ def _decide(graph: gs.Graph, judge: Judge) -> tuple[set[int], tuple[Kept, ...]]:
         half -= {id(node) for node in alone}
         reasons.update((id(node), "stands between FP32 nodes: casts would cost more") for node in alone)
         changed = bool(alone)
+    for node in graph.nodes:
+        if id(node) in half and _serves_float(node, half):
+            half.discard(id(node))
+            reasons[id(node)] = "its layer is FP32"
     named = (node for node in graph.nodes if id(node) in reasons)
     return half, tuple(Kept(node.name or node.outputs[0].name, node.op, reasons[id(node)]) for node in named)
 
@@ -117,6 +121,11 @@ def _follows_float(node: gs.Node, half: set[int]) -> bool:
     """Whether a cast would stand between a weighted node and the activation that runtimes fuse into it."""
     producers = node.inputs[0].inputs if node.op in SATURATING else []
     return any(producer.op in _WEIGHTED and id(producer) not in half for producer in producers)
+
+
+def _serves_float(node: gs.Node, half: set[int]) -> bool:
+    """Whether a cast would stand between a DequantizeLinear and its layer, which no runtime would see as quantized."""
+    return node.op == "DequantizeLinear" and not any(id(reader) in half for reader in node.outputs[0].outputs)
 
 
 def _is_island(node: gs.Node, half: set[int], judge: Judge) -> bool:

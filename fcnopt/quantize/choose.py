@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnopt.errors import CalibrationError
 from fcnopt.quantize.methods import Rule
 from fcnopt.quantize.placement import Placement
 from fcnopt.quantize.qdq import Form, Grid, insert
@@ -22,6 +23,9 @@ from fcnopt.quantize.sessions import Session
 if TYPE_CHECKING:
     import onnx
 
+GOOD_LABELS = 0.9  # below this share of equal labels the user is warned
+USABLE_LABELS = 0.5  # below this one the graph is no longer the network that was given
+_FIX = "build with --precision fp16, or calibrate with more or other frames of the camera (--calibration PATH)"
 _PIXELS = 1 << 16  # of a frame that are compared; what is kept of the reference stays small at any frame size
 
 
@@ -62,20 +66,44 @@ def measure(
 
     Returns:
         One entry a candidate, in order.
+
+    Raises:
+        CalibrationError: A quantized graph's logits are not finite.
     """
     reference = _logits(model, frames, logits)
     found = []
     for count, (method, grids) in enumerate(candidates.items(), start=1):
         progress(count / (len(candidates) + 1))
         quantized = insert(model, placement, grids, form)
-        found.append(_compare(method, reference, _logits(quantized, frames, logits)))
+        values = _logits(quantized, frames, logits)
+        if not all(np.isfinite(entry).all() for entry in values):
+            raise CalibrationError(
+                f"int8 with ranges by {method}: {logits!r} is not finite on calibration frames", fix=_FIX
+            )
+        found.append(_compare(method, reference, values))
     progress(1.0)
     return tuple(found)
 
 
-def best(evidence: Sequence[Evidence]) -> Rule:
+def best(evidence: Sequence[Evidence]) -> Evidence:
     """The method that changes the fewest labels; of equals the one with the least noise at the logits."""
-    return max(evidence, key=lambda entry: (entry.equal_labels, entry.logits_db)).method
+    return max(evidence, key=lambda entry: (entry.equal_labels, entry.logits_db))
+
+
+def warnings(evidence: Sequence[Evidence]) -> tuple[str, ...]:
+    """What the user must know of the best method before anything else: nothing if it is good.
+
+    Raises:
+        CalibrationError: It changes so many labels that the graph is of no use.
+    """
+    chosen = best(evidence)
+    found = f"int8 with ranges by {chosen.method} leaves only {chosen.equal_labels:.1%} of the labels of calibration"
+    fix = _FIX + ("; every --method was tried" if len(evidence) > 1 else ", or with --method auto")
+    if chosen.equal_labels < USABLE_LABELS:
+        raise CalibrationError(f"{found} frames unchanged, {USABLE_LABELS:.0%} are the least", fix=fix)
+    if chosen.equal_labels < GOOD_LABELS:
+        return (f"WARNING: {found} frames unchanged: {fix}",)
+    return ()
 
 
 def _logits(model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]], name: str) -> list[NDArray[np.float32]]:

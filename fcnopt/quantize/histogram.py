@@ -12,6 +12,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+# Smaller magnitudes count as zeros: bins of such a width have no float32 reciprocal.
+TINY = 1e-30
 BINS = 2048  # a side; TensorRT's own calibrator uses as many (Migacz, 8-bit Inference with TensorRT, GTC 2017)
 
 Counts = NDArray[np.int64]
@@ -23,8 +25,8 @@ class Histogram:
 
     Attributes:
         counts: [2, BINS], the negative side first, each side by magnitude; zeros left out.
-        zeros: How many values were exactly zero.
-        limit: Upper end of the last bin, 0.0 before the first value that is not zero.
+        zeros: How many values were exactly zero, or came before the first value above `TINY`.
+        limit: Upper end of the last bin, 0.0 before the first value above `TINY`.
     """
 
     def __init__(self) -> None:
@@ -56,7 +58,7 @@ class Histogram:
         """
         self._grow(reach)
         flat = values.reshape(-1)
-        used = flat[flat != 0]
+        used = flat[flat != 0] if self.limit else flat[:0]
         self.zeros += flat.size - used.size
         if not used.size:
             return
@@ -78,7 +80,7 @@ class Histogram:
         return (np.where(side == 0, -1.0, 1.0)[:, None] * magnitude).reshape(-1), weights
 
     def _grow(self, reach: float) -> None:
-        if reach <= self.limit or reach == 0.0:
+        if reach <= max(self.limit, TINY):
             return
         if self.limit == 0.0:
             self.limit = float(reach)

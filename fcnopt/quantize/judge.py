@@ -19,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from fcnopt.quantize.ranges import HalfType, TensorRange, decibels, round_to
 
@@ -32,6 +33,8 @@ _SOURCES = frozenset({"Constant", "ConstantOfShape", "EyeLike", "RandomNormal", 
 # ReLU and Clip after an overflow give what they should, as an infinity is only more of the same sign; so what comes
 # out of them is evidence enough for what goes in, and calibration need not split them from their convolution.
 SATURATING = frozenset({"Relu", "Clip"})
+# Their infinities are bounds and fillings, and the same in every float type; anywhere else they are a defect.
+_UNBOUNDED = frozenset({"Clip", "Max", "Min", "Pad", "Where"})
 _SHAPES = frozenset({"Shape", "Size"})
 
 
@@ -59,7 +62,7 @@ class Judge:
         self._imports = {entry.domain: entry.version for entry in graph.import_domains or []}
         self._evidence = {**evidence, **_through_quantization(graph, evidence)}
         self._data = _data_nodes(graph)
-        self._constants: dict[int, str | None] = {}
+        self._constants: dict[tuple[int, bool], str | None] = {}
 
     def reason(self, node: gs.Node) -> str | None:
         """Why a node must keep FP32; None if it may be half or has no float data at all."""
@@ -72,7 +75,8 @@ class Judge:
         if not self.slots(node):
             return f"{node.op}: ONNX opset {self._opset} has no {self.dtype} form of it"
         for tensor in self._tensors(node):
-            reason = self._constant(tensor) if isinstance(tensor, gs.Constant) else self._variable(tensor)
+            constant = isinstance(tensor, gs.Constant)
+            reason = self._constant(tensor, node.op in _UNBOUNDED) if constant else self._variable(tensor)
             if reason is not None:
                 return f"{tensor.name!r} {reason}"
         return self._cancellation(node)
@@ -120,17 +124,21 @@ class Judge:
         yield from (node.inputs[index] for index in inputs)
         yield from (node.outputs[index] for index in outputs)
 
-    def _constant(self, tensor: gs.Constant) -> str | None:
-        if id(tensor) not in self._constants:
-            values = np.asarray(tensor.values, np.float32)
-            # Infinities (Clip's bounds, Pad's value) are the same in every float type.
-            values = values[np.isfinite(values)]
-            exact = values.astype(np.float64)
-            error = round_to(values, self.dtype).astype(np.float64) - exact
-            reach = float(np.abs(exact).max(initial=0.0))
-            noise = decibels(float(exact @ exact), float(error @ error))
-            self._constants[id(tensor)] = self._verdict(reach, noise, headroom=1.0)
-        return self._constants[id(tensor)]
+    def _constant(self, tensor: gs.Constant, unbounded: bool) -> str | None:
+        key = (id(tensor), unbounded)
+        if key not in self._constants:
+            self._constants[key] = self._judge_values(np.asarray(tensor.values, np.float32), unbounded)
+        return self._constants[key]
+
+    def _judge_values(self, values: NDArray[np.float32], unbounded: bool) -> str | None:
+        finite = values[np.isfinite(values)]
+        if finite.size < values.size and (not unbounded or np.isnan(values).any()):
+            return f"is not finite in {values.size - finite.size} of {values.size} values"
+        exact = finite.astype(np.float64)
+        error = round_to(finite, self.dtype).astype(np.float64) - exact
+        reach = float(np.abs(exact).max(initial=0.0))
+        noise = decibels(float(exact @ exact), float(error @ error))
+        return self._verdict(reach, noise, headroom=1.0)
 
     def _variable(self, tensor: gs.Tensor) -> str | None:
         found = self._range(tensor)

@@ -10,7 +10,8 @@ The rules are TensorRT's (what its fusion wants) and hold for CPU runtimes as we
   Conv, BatchNormalization and ReLU.
 - MaxPool commutes with quantization: what it reads is quantized, so the pool runs in INT8 and so do skip branches.
 - Of an Add of two quantized tensors only the older one, the identity branch, is read quantized.
-- Tensors that meet in a Concat with a quantized result share its scale.
+- Tensors that meet in a Concat share the scale of its result where all of them and the result are quantized. Where one
+  stays float, a common scale would coarsen the others for nothing: each has its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+
+from fcnopt.quantize.scales import Unfit
 
 MIN_CHANNELS = 16
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -89,12 +92,13 @@ class Placement:
         return tuple(point.tensor for point in self.points)
 
 
-def place(graph: gs.Graph, logits: str) -> Placement:
+def place(graph: gs.Graph, logits: str, unfit: Unfit | None = None) -> Placement:
     """Decide what to quantize; the graph is left as it is.
 
     Args:
         graph: Optimized FP32 graph in topological order, BatchNormalization folded.
         logits: Name of the tensor whose largest channel is the label.
+        unfit: Declines further layers, for what ranges say; called with the tensor that would be quantized.
     """
     scores = _scores(graph, logits)
     first = _first_layers(graph)
@@ -104,6 +108,8 @@ def place(graph: gs.Graph, logits: str) -> Placement:
         if node.op not in _WEIGHTED:
             continue
         reason = _reason(node, scores, first)
+        if reason is None and unfit is not None:
+            reason = unfit(_above_pools(node.inputs[0]).name, node)
         if reason is None:
             layers.append(node)
         else:
@@ -213,7 +219,7 @@ def _reads_quantized(reader: gs.Node, tensor: gs.Tensor, chosen: dict[str, gs.Te
 
 
 def _groups(chosen: dict[str, gs.Tensor]) -> dict[str, str]:
-    """The scale's name of every point: that of the last Concat it flows into whose result is a point too."""
+    """The scale's name of every point: that of the last Concat of points alone that it flows into, if that is one."""
     group = {name: name for name in chosen}
 
     def root(name: str) -> str:
@@ -225,9 +231,9 @@ def _groups(chosen: dict[str, gs.Tensor]) -> dict[str, str]:
         producer = tensor.inputs[0] if tensor.inputs else None
         if producer is None or producer.op != "Concat":
             continue
-        for value in producer.inputs:
-            source = _above_pools(value).name
-            if source in chosen:
+        sources = [_above_pools(value).name for value in producer.inputs]
+        if all(source in chosen for source in sources):
+            for source in sources:
                 group[root(source)] = root(name)
     return {name: root(name) for name in chosen}
 

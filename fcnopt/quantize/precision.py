@@ -20,7 +20,7 @@ from fcnopt.graph.shapes import tensor_types
 from fcnopt.graph.stats import macs_by_node
 from fcnopt.graph.taps import logits_name
 from fcnopt.quantize.casts import CastReport, to_half
-from fcnopt.quantize.choose import Evidence, best, measure
+from fcnopt.quantize.choose import Evidence, best, measure, warnings
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.judge import observable
 from fcnopt.quantize.methods import METHODS, Method, Rule
@@ -29,6 +29,7 @@ from fcnopt.quantize.qdq import Form, Grid, grids, insert
 from fcnopt.quantize.rangefile import RangeFile
 from fcnopt.quantize.ranges import HalfType, Ranges, observe
 from fcnopt.quantize.rescale import Rescaled, rescale
+from fcnopt.quantize.scales import Unfit, unfit_for_half
 from fcnopt.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def make_precision(
         progress: Called as the work goes on.
 
     Raises:
-        CalibrationError: int8 has no frames, or nothing to quantize; frames do not fit the spec; the range file is
-            damaged or belongs to something else.
+        CalibrationError: int8 has no frames, or nothing to quantize, or changes most labels; frames do not fit the
+            spec; the range file is damaged or belongs to something else.
         GraphError: The graph cannot be rewritten.
     """
     report = progress or (lambda _step, _fraction: None)
@@ -130,9 +131,11 @@ def _int8(
     progress: Progress,
 ) -> PrecisionResult:
     logits = logits_name(model)
-    placement = _placed(model, logits)
+    wanted = placement = _placed(model, logits)
     ranges, reused = _int8_ranges(model, placement, frames, range_file, progress)
     source, scaled_ranges, scaled = rescale(model, ranges) if form == "tensorrt" else (model, ranges, ())
+    if form == "tensorrt":
+        placement = _placed(source, logits, unfit_for_half(scaled_ranges))
     rules = METHODS if method == "auto" else (method,)
     candidates = {rule: grids(placement, scaled_ranges, dict.fromkeys(placement.tensors, rule), form) for rule in rules}
     sample = frames.subset(_EVIDENCE_FRAMES)
@@ -140,10 +143,14 @@ def _int8(
         source, placement, candidates, sample, logits, form, lambda done: progress("choose ranges", done)
     )
     chosen = best(evidence)
-    result = insert(source, placement, candidates[chosen], form)
-    data = _int8_data(model, frames, placement, candidates[chosen], evidence, chosen)
+    found = candidates[chosen.method]
+    result = insert(source, placement, found, form)
+    data = _int8_data(model, frames, placement, found, evidence, chosen.method)
     data |= {"form": form, "requested": method, "ranges_reused": reused}
-    notes = _int8_notes(form, chosen, evidence, data["int8_macs_share"])
+    notes = warnings(evidence) + _int8_notes(form, chosen, data["int8_macs_share"])
+    lost = [entry.node for entry in placement.declined if entry not in wanted.declined]
+    if lost:
+        notes += (f"int8: {len(lost)} layers stay float, as no float16 scale serves them: {', '.join(lost)}",)
     if form == "tensorrt":
         result, casts = to_half(result, scaled_ranges.tensors, "fp16")
         data["half"] = _half_data(casts, scaled)
@@ -151,12 +158,12 @@ def _int8(
     return PrecisionResult(result, data, notes, ranges)
 
 
-def _placed(model: onnx.ModelProto, logits: str) -> Placement:
+def _placed(model: onnx.ModelProto, logits: str, unfit: Unfit | None = None) -> Placement:
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise CalibrationError(
             f"graph {model.graph.name!r} is quantized already", fix="give the FP32 model that it was made from"
         )
-    placement = place(import_graph(model), logits)
+    placement = place(import_graph(model), logits, unfit)
     if not placement.layers:
         reasons = "; ".join(f"{entry.node}: {entry.reason}" for entry in placement.declined[:4]) or "it has no Conv"
         raise CalibrationError(
@@ -246,11 +253,10 @@ def _int8_data(
     }
 
 
-def _int8_notes(form: Form, chosen: Rule, evidence: tuple[Evidence, ...], share: float) -> tuple[str, ...]:
-    measured = next(entry for entry in evidence if entry.method == chosen)
+def _int8_notes(form: Form, chosen: Evidence, share: float) -> tuple[str, ...]:
     notes = [
-        f"int8: {share:.1%} of the multiplications; ranges by {chosen}, with {measured.equal_labels:.2%} of the labels "
-        "of calibration frames unchanged"
+        f"int8: {share:.1%} of the multiplications; ranges by {chosen.method}, with {chosen.equal_labels:.2%} of the "
+        "labels of calibration frames unchanged"
     ]
     if form == "cpu":
         notes.append(

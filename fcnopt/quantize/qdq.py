@@ -28,6 +28,7 @@ from fcnopt.quantize.methods import Interval, Levels, Rule
 from fcnopt.quantize.opset import at_least_opset
 from fcnopt.quantize.placement import Placement, Point, output_axis
 from fcnopt.quantize.ranges import Ranges
+from fcnopt.quantize.scales import DEAD, SMALLEST, half_at_least
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +38,6 @@ Choice = Mapping[str, Rule]
 """The calibration method of every quantized tensor."""
 
 _OPSET: Mapping[Form, int] = {"tensorrt": 19, "cpu": 13}  # float16 scales; DequantizeLinear with an axis
-_SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,17 @@ class Grid:
 
     @classmethod
     def over(cls, interval: Interval, form: Form) -> Grid:
-        """The grid of a form over an interval that holds zero; an empty interval (a dead tensor) gets scale 1."""
+        """The grid of a form over an interval that holds zero; an empty interval (a dead tensor) gets scale 1.
+
+        Raises:
+            CalibrationError: Form tensorrt, and the interval is too wide for a float16 scale.
+        """
         low, high = interval
+        if high - low < DEAD:
+            return cls(1.0, 0, signed=form == "tensorrt")
         if form == "tensorrt":
-            return cls(_half_exact(max(-low, high) / 127) if high > low else 1.0, 0, signed=True)
-        scale = float(np.float32((high - low) / 255)) or 1.0
+            return cls(float(half_at_least(max(-low / 127, high / 127, SMALLEST))), 0, signed=True)
+        scale = float(np.float32((high - low) / 255))
         return cls(scale, int(np.clip(np.round(-low / scale), 0, 255)), signed=False)
 
 
@@ -68,7 +74,7 @@ def grids(placement: Placement, ranges: Ranges, choice: Choice, form: Form) -> d
     """The grid of every quantized tensor; tensors of one group get the widest interval among them.
 
     Raises:
-        CalibrationError: A tensor has no range.
+        CalibrationError: A tensor has no range, or one too wide for the form.
     """
     levels: Levels = 127 if form == "tensorrt" else 255
     widest: dict[str, Interval] = {}
@@ -122,19 +128,15 @@ def quantize_weight(
 
     Returns:
         The integers, -127 to 127, shaped as the weight, and the scales [out]. A channel of zeros has scale 1.
+
+    Raises:
+        CalibrationError: A channel needs a scale beyond float16.
     """
     reach = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
-    scales = np.where(reach > 0, reach / 127, 1.0)
-    if half_exact:
-        scales = np.array([_half_exact(float(scale)) for scale in scales])
-    scales = scales.astype(np.float32)
+    scales = np.where(reach < DEAD, 1.0, reach / np.float64(127))
+    scales = half_at_least(scales) if half_exact else scales.astype(np.float32)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     return np.clip(np.round(weight / scales.reshape(shape)), -127, 127).astype(np.int8), scales
-
-
-def _half_exact(scale: float) -> float:
-    """The nearest float16 value, at least the smallest one: zero is no scale."""
-    return max(float(np.float16(scale)), _SMALLEST_SCALE)
 
 
 def _quantize_activation(

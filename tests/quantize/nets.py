@@ -117,6 +117,16 @@ def fcn(rng: np.random.Generator, options: Options | None = None) -> onnx.ModelP
     return net.model(outputs, options.opset)
 
 
+def residual(rng: np.random.Generator, gain: float) -> onnx.ModelProto:
+    """A skip branch, which nothing can rescale, whose tensors are `gain` times as large as usual."""
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "stem", (3, 16), gain=gain, bias=False))
+    y = net.conv(net.relu(net.conv(x, "a", (16, 16), bias=False)), "b", (16, 16), bias=False)
+    z = net.relu(net.node("Add", [y, x], "sum"))
+    net.labels(net.conv(net.relu(net.conv(z, "c", (16, 16), gain=1 / gain)), "score", (16, CLASSES), 1))
+    return net.model()
+
+
 def spec() -> ModelSpec:
     return ModelSpec(FrameSpec(*SIZE), ClassSpec.of_count(CLASSES))
 

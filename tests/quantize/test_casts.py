@@ -15,7 +15,7 @@ from fcnopt.quantize.casts import CastReport, to_half
 from fcnopt.quantize.judge import observable
 from fcnopt.quantize.placement import place
 from fcnopt.quantize.qdq import grids, insert
-from fcnopt.quantize.ranges import Ranges, observe
+from fcnopt.quantize.ranges import Ranges, TensorRange, observe
 from tests.quantize.nets import CLASSES, SIZE, Net, Options, exact, fcn, images, ops, producer, readers, run
 
 FLOAT, HALF, BRAIN = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
@@ -243,3 +243,35 @@ def test_control_flow_is_refused(rng: np.random.Generator) -> None:
     net.labels(net.conv(x, "score", (3, CLASSES), 1))
     with pytest.raises(GraphError, match=r"node 'node_chosen' \(If\) has a subgraph"):
         to_half(net.model(), {}, "fp16")
+
+
+@pytest.mark.parametrize(("reach", "stays"), [(40000.0, False), (43000.0, False), (44000.0, True), (50000.0, True)])
+def test_activations_need_headroom_for_frames_not_seen(rng: np.random.Generator, reach: float, stays: bool) -> None:
+    model = fcn(rng)
+    hot = TensorRange(0.0, reach, 1.0, dict.fromkeys(("fp16", "bf16"), 70.0))
+    result, report = to_half(model, {"conv2_relu": hot}, "fp16")
+    assert ("node_conv2" in kept(report)) == stays
+    assert types_of(result)["conv2_relu"] == (FLOAT if stays else HALF)
+    if stays:
+        assert f"overflows: reaches {reach:g}, with headroom 1.5" in kept(report)["node_conv2"]
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_constant_that_is_not_finite_is_no_evidence(rng: np.random.Generator, value: float) -> None:
+    model = fcn(rng)
+    for tensor in model.graph.initializer:
+        if tensor.name == "conv3.bias":
+            values = numpy_helper.to_array(tensor).copy()
+            values[5] = value
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    _, report = to_half(model, {}, "fp16")
+    assert kept(report)["node_conv3"] == "'conv3.bias' is not finite in 1 of 48 values"
+
+
+def test_infinite_bound_of_clip_is_half(rng: np.random.Generator) -> None:
+    net = Net(rng)
+    zero, top = net.const("zero", np.array(0, np.float32)), net.const("top", np.array(np.inf, np.float32))
+    x = net.node("Clip", [net.conv(net.frames(), "a", (3, 16)), zero, top], "clipped")
+    net.labels(net.conv(x, "score", (16, CLASSES), 1))
+    _, report = to_half(net.model(), {}, "fp16")
+    assert report.kept == ()

@@ -50,3 +50,16 @@ def test_points_carry_the_weight_and_the_sign_of_the_values(rng: np.random.Gener
     assert points @ weights / 20000 == pytest.approx(values.mean(), abs=2e-3)
     assert (points < 0).any()
     assert (points > 0).any()
+
+
+@pytest.mark.parametrize("reach", [1e-45, 1e-40, 1e-37, 6e-36])
+def test_magnitudes_without_a_float32_reciprocal_count_as_zeros(reach: float) -> None:
+    values = np.linspace(-reach, reach, 100)
+    histogram = filled(values)
+    assert (histogram.zeros, histogram.limit, histogram.counts.sum()) == (100, 0.0, 0)
+    histogram.update(np.full(10, 2.0, np.float32), 2.0)
+    assert (histogram.zeros, histogram.limit) == (100, 2.0)
+    assert histogram.counts[1, BINS - 1] == 10
+    histogram.update(values.astype(np.float32), reach)  # now there are bins, and these belong to the first ones
+    assert histogram.total == 210
+    assert histogram.counts[:, 0].sum() > 0

@@ -112,7 +112,18 @@ def test_relu_keeps_reading_its_convolution(rng: np.random.Generator) -> None:
     assert points == {"stem_relu": {"a"}, "a": {"b"}}
 
 
-def test_concat_shares_the_scale_of_what_flows_into_it(rng: np.random.Generator) -> None:
+def test_concat_of_quantized_tensors_shares_one_scale(rng: np.random.Generator) -> None:
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
+    y = net.relu(net.conv(x, "a", (16, 16)))
+    joined = net.node("Concat", [x, y], "joined", axis=1)
+    both = net.node("Add", [net.conv(y, "b", (16, 16)), net.conv(joined, "c", (32, 16))], "both")
+    groups = {point.tensor: point.group for point in finished(net, net.relu(both), 16).points}
+    assert set(groups) == {"stem_relu", "a_relu", "joined"}
+    assert groups["a_relu"] == groups["stem_relu"] == groups["joined"]
+
+
+def test_concat_with_a_float_tensor_leaves_the_others_their_scales(rng: np.random.Generator) -> None:
     net = Net(rng)
     x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
     y = net.relu(net.conv(x, "a", (16, 16)))
@@ -120,8 +131,22 @@ def test_concat_shares_the_scale_of_what_flows_into_it(rng: np.random.Generator)
     joined = net.node("Concat", [y, z], "joined", axis=1)
     placement = finished(net, net.relu(net.conv(joined, "c", (32, 16))), 16)
     groups = {point.tensor: point.group for point in placement.points}
-    assert set(groups) == {"stem_relu", "a_relu", "joined"}
-    assert groups["a_relu"] == groups["joined"] != groups["stem_relu"]
+    assert groups == {"stem_relu": "stem_relu", "a_relu": "a_relu", "joined": "joined"}
+
+
+def test_layer_that_ranges_decline_takes_its_tensor_along(rng: np.random.Generator) -> None:
+    graph = import_graph(fcn(rng))
+    asked: list[tuple[str, str]] = []
+
+    def unfit(tensor: str, node) -> str | None:
+        asked.append((tensor, node.name))
+        return "too hot" if tensor == "conv2_relu" else None
+
+    placement = place(graph, logits_name(fcn(rng)), unfit)
+    assert asked == [("conv1_relu", "node_conv2"), ("conv2_relu", "node_conv3")]  # above the pool
+    assert placement.layers == ("conv2",)
+    assert placement.tensors == ("conv1_relu",)
+    assert reasons(placement)["node_conv3"] == "too hot"
 
 
 def test_pools_in_a_row_are_passed(rng: np.random.Generator) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from fcnopt.errors import CalibrationError
-from fcnopt.quantize import CalibrationFrames, PrecisionResult, make_precision
+from fcnopt.quantize import CalibrationFrames, PrecisionResult, make_precision, precision
+from fcnopt.quantize.choose import Evidence
 from fcnopt.quantize.methods import METHODS
-from tests.quantize.nets import CLASSES, Net, Options, fcn, ops, run, spec, write_images
+from tests.quantize.nets import CLASSES, Net, Options, exact, fcn, ops, residual, run, spec, write_images
 
 
 @pytest.fixture
@@ -172,9 +173,53 @@ def test_old_opset_and_dynamic_size(rng: np.random.Generator, frames: Calibratio
         for axis in (1, 2):
             value.type.tensor_type.shape.dim[axis].dim_param = f"axis{axis}"
     wide = spec().with_size(None, None)
-    for precision, form in (("int8", "cpu"), ("int8", "tensorrt"), ("fp16", "tensorrt")):
-        result = checked(make_precision(model, wide, precision, form=form, frames=frames, method="mse"))
+    for kind, form in (("int8", "cpu"), ("int8", "tensorrt"), ("fp16", "tensorrt")):
+        result = checked(make_precision(model, wide, kind, form=form, frames=frames, method="mse"))
         frame = next(iter(frames))
         larger = np.concatenate([frame, frame], axis=2)
         assert run(result.model, larger)[0].shape == (1, 24, 64)
     assert "QuantizeLinear" in ops(make_precision(model, wide, "int8", form="cpu", frames=frames).model)
+
+
+@pytest.mark.parametrize(("gain", "layers"), [(2e4, ["node_a", "node_b"]), (1e8, ["node_b"])])
+def test_hot_skip_branch_keeps_its_labels(
+    rng: np.random.Generator, frames: CalibrationFrames, gain: float, layers: list[str]
+) -> None:
+    model = residual(rng, gain)
+    result = checked(make_precision(model, spec(), "int8", form="tensorrt", frames=frames))
+    assert result.report["layers"] == layers
+    assert set(result.report["tensors"]) == {"stem_relu", "a_relu"} - ({"stem_relu"} if gain == 1e8 else set())
+    reasons = {entry["node"]: entry["reason"] for entry in result.report["declined"]}
+    assert "float16 scales serve" in reasons["node_c"]
+    assert any("no float16 scale serves them: " in note and note.endswith("node_c") for note in result.notes)
+    for tensor in result.model.graph.initializer:
+        if "_scale" in tensor.name:
+            values = numpy_helper.to_array(tensor)
+            assert np.isfinite(values.astype(np.float16)).all()
+            assert (values.astype(np.float16) > 0).all()
+    frame = next(iter(frames))
+    want = run(model, frame)[0]
+    assert len(np.unique(want)) > 1
+    assert np.mean(exact(result.model, frame) == want) > 0.95
+
+
+def test_network_too_faint_for_float16_scales_is_refused(rng: np.random.Generator, frames: CalibrationFrames) -> None:
+    model = residual(rng, 1e-8)
+    with pytest.raises(CalibrationError, match=r"its input 'stem_relu' reaches .* float16 scales serve") as error:
+        make_precision(model, spec(), "int8", form="tensorrt", frames=frames)
+    assert "--precision fp16" in error.value.fix
+    result = make_precision(model, spec(), "int8", form="cpu", frames=frames)  # float32 scales serve
+    assert max(entry["equal_labels"] for entry in result.report["evidence"]) > 0.95
+
+
+def test_warning_about_labels_comes_first(
+    rng: np.random.Generator, frames: CalibrationFrames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for share in (0.6, 0.4):
+        monkeypatch.setattr(precision, "measure", lambda *_, share=share: (Evidence("mse", 5.0, share),))
+        if share < 0.5:
+            with pytest.raises(CalibrationError, match=r"leaves only 40\.0% of the labels"):
+                make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, method="mse")
+        else:
+            result = make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, method="mse")
+            assert result.notes[0].startswith("WARNING: int8 with ranges by mse leaves only 60.0%")

@@ -168,18 +168,26 @@ def test_channel_of_zeros_and_tiny_channel_survive() -> None:
 def test_group_takes_the_widest_interval(rng: np.random.Generator) -> None:
     net = Net(rng)
     x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
-    y = net.relu(net.conv(x, "a", (16, 16)))
-    z = net.relu(net.conv(y, "b", (16, 16), gain=20.0))
-    joined = net.node("Concat", [y, z], "joined", axis=1)
-    net.labels(net.conv(net.relu(net.conv(joined, "c", (32, 16))), "score", (16, CLASSES), 1))
-    _, found = quantized(net.model(), images(rng, 2), "cpu")
-    assert found["a_relu"] == found["joined"]
-    assert found["a_relu"].scale > found["stem_relu"].scale
+    y = net.relu(net.conv(x, "a", (16, 16), gain=20.0))
+    joined = net.node("Concat", [x, y], "joined", axis=1)
+    both = net.node("Add", [net.conv(y, "b", (16, 16)), net.conv(joined, "c", (32, 16))], "both")
+    net.labels(net.conv(net.relu(both), "score", (16, CLASSES), 1))
+    model, frames = net.model(), images(rng, 2)
+    _, found = quantized(model, frames, "cpu")
+    top = {name: max(run(expose(model, [name]), f, [name])[0].max() for f in frames) for name in found}
+    assert top["a_relu"] > 3 * top["stem_relu"]
+    assert found["stem_relu"] == found["a_relu"] == found["joined"]
+    assert found["stem_relu"].scale == pytest.approx(top["a_relu"] / 255)
 
 
 def test_dead_tensor_gets_a_usable_scale() -> None:
     assert Grid.over((0.0, 0.0), "tensorrt") == Grid(1.0, 0, signed=True)
     assert Grid.over((0.0, 0.0), "cpu") == Grid(1.0, 0, signed=False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tensor_below_float32_normals_counts_as_dead(form: str) -> None:
+    assert Grid.over((0.0, 1e-44), form).scale == 1.0
 
 
 def test_spec_and_names_survive_and_the_original_is_untouched(rng: np.random.Generator) -> None:

@@ -112,3 +112,14 @@ def test_values_that_are_not_finite_name_frame_and_tensor(rng: np.random.Generat
     model = net.model([("overflowing", 1, [1, 3, 24, 32])])
     with pytest.raises(CalibrationError, match="calibration frame 0, tensor 'overflowing': values are not finite"):
         observe(model, images(rng, 1), tensors=("overflowing",), quantized=())
+
+
+@pytest.mark.parametrize("reach", [1e-44, 1e-40, 1e-37, 1e-20])
+def test_tiny_tensor_has_finite_intervals(reach: float) -> None:
+    observer = Observer(histogram=True)
+    for gain in (1, 2):
+        observer.update(np.linspace(-reach, gain * reach, 1000, dtype=np.float32))
+    found = observer.result()
+    for by_levels in found.intervals.values():
+        for low, high in by_levels.values():
+            assert -2.001 * reach <= low < 0 < high <= 2.001 * reach

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import onnx
 import pytest
 
 from fcnopt.quantize import CalibrationFrames, make_precision
-from tests.quantize.nets import Options, fcn, spec, write_images
+from tests.quantize.nets import Options, fcn, residual, spec, write_images
 
-trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+if os.environ.get("CI"):
+    import tensorrt_rtx as trt  # the gate installs it: missing, these tests must fail and not vanish
+else:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
 
 
 class Log(trt.ILogger):  # type: ignore[misc, name-defined]
@@ -98,6 +102,17 @@ def test_node_that_overflows_is_float_in_the_engine(
     assert "node_conv2" in {entry.node for entry in report.kept}
     assert found["node_conv1"] == ("Half", "Half")
     assert found["node_conv2"][1] == "Float"
+
+
+@pytest.mark.parametrize("gain", [2e4, 1e6])
+def test_layers_around_a_hot_skip_branch_are_int8_with_float_around(
+    rng: np.random.Generator, frames: CalibrationFrames, log: Log, gain: float
+) -> None:
+    result = make_precision(residual(rng, gain), spec(), "int8", form="tensorrt", frames=frames)
+    assert result.report["layers"] == ["node_a", "node_b"]
+    found = layers(result.model, "SM86", log)
+    assert found["node_stem"] == ("Float", "Float")
+    assert found["node_a"] == found["node_b"] == ("Int8", "Int8")
 
 
 def test_bf16_file_builds(rng: np.random.Generator, frames: CalibrationFrames, log: Log) -> None:
