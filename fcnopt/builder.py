@@ -139,9 +139,7 @@ def build(
             fix=f"run `fcnopt export {source} --classes ... --normalize ...` first: it adds both to the graph",
         )
     frames = calibration_frames(calibration, settings, spec, needed=wanted == "int8")
-    optimized: onnx.ModelProto = original
-    if settings.optimize:
-        optimized, _ = run_passes(original, progress=report)
+    optimized, passes = run_passes(original, progress=report) if settings.optimize else (original, ())
     kept = settings.calib / f"{source.stem}.json"
     range_file = kept.with_suffix(".new.json") if settings.recalibrate else kept
     if settings.recalibrate:
@@ -164,7 +162,8 @@ def build(
         built = builder.build(graph, folder, backend, report)
         min_agreement = prove(graph, built, aim, wanted, spec, frames, report)
         manifest = describe(place.name, source, aim, wanted, spec, built, precise, frames)
-        bundles.finish(folder, replace(manifest, min_agreement=min_agreement))
+        failed = tuple(f"graph pass {one.name}: {reason}" for one in passes for reason in one.taken_back)
+        bundles.finish(folder, replace(manifest, min_agreement=min_agreement, notes=(*failed, *manifest.notes)))
     report("done", 1.0)
     return place
 

@@ -1,7 +1,8 @@
 """Whether two graphs compute the same.
 
 Both run in ONNX Runtime with its own optimizations off, so that what is compared is the graphs as they stand; in
-ONNX's slow reference implementation where their opset is newer than what ONNX Runtime knows.
+ONNX's slow reference implementation where ONNX Runtime has no kernel for a type (double, bfloat16) or does not know
+their opset yet.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from fcnopt.errors import BackendError, GraphError
 from fcnopt.graph import io
 from fcnopt.graph.checks import tensors_of
 from fcnopt.graph.shapes import Size, graph_inputs, input_shapes, is_dynamic, value_type
-from fcnopt.graph.taps import expose, logits_name
+from fcnopt.graph.taps import decisive, expose
 
 Feeds = Mapping[str, NDArray[Any]]
-LOGITS = "logits"
-# Two sizes for a dynamic graph: one that pooling divides evenly, one that it does not.
+# Two sizes for a dynamic graph: one that pooling divides evenly, one that it does not; and one and two frames.
 DYNAMIC_SIZES: tuple[Size, ...] = ((96, 128), (75, 101))
+_DYNAMIC_BATCHES = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,32 @@ class Equivalence:
     """How far two graphs are apart.
 
     Attributes:
-        max_relative_error: Over all float outputs and the logits: max |a - b| / max |a|, the largest of all samples.
-        equal_labels: Share of the elements of integer outputs that are the same, 1.0 where there are none.
-        worst_output: The output with the largest error.
+        errors: By float output and decisive tensor: max |a - b| / max |a|, the largest of all samples.
+        labels: By integer output: share of the elements that are the same, the smallest of all samples.
     """
 
-    max_relative_error: float
-    equal_labels: float
-    worst_output: str
+    errors: Mapping[str, float]
+    labels: Mapping[str, float]
+
+    @property
+    def max_relative_error(self) -> float:
+        """The largest error, 0.0 where nothing is a float."""
+        return max(self.errors.values(), default=0.0)
+
+    @property
+    def equal_labels(self) -> float:
+        """The smallest share of equal integers, 1.0 where there are none."""
+        return min(self.labels.values(), default=1.0)
+
+    @property
+    def worst_output(self) -> str:
+        """The output with the largest error, "" where nothing is a float."""
+        return max(self.errors, key=lambda name: (self.errors[name], name), default="")
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a graph answered to one set of inputs, by output; the logits are under `LOGITS` too."""
+    """What a graph answered to one set of inputs, by output; decisive tensors (see `taps.decisive`) are among them."""
 
     outputs: Mapping[str, NDArray[Any]]
 
@@ -84,13 +98,14 @@ def random_feeds(model: onnx.ModelProto, *, seed: int = 0, samples: int = 2) -> 
     """Random inputs for a model: uniform pixels for uint8, standard normal numbers for floats.
 
     Args:
-        model: Its dynamic axes are given lengths from `DYNAMIC_SIZES` in turn.
+        model: Its dynamic axes are given lengths from `DYNAMIC_SIZES` in turn, a dynamic batch one and two frames.
         seed: The same seed gives the same inputs.
         samples: How many sets of inputs.
     """
     rng = np.random.default_rng(seed)
     for index in range(samples):
-        shapes = input_shapes(model, DYNAMIC_SIZES[index % len(DYNAMIC_SIZES)])
+        turn = index % len(DYNAMIC_SIZES)
+        shapes = input_shapes(model, DYNAMIC_SIZES[turn], batch=_DYNAMIC_BATCHES[turn])
         yield {
             value.name: _random(rng, value_type(value).elem_type, shapes[value.name]) for value in graph_inputs(model)
         }
@@ -105,28 +120,24 @@ def observe(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> list[Observation]
     """Run a graph on the CPU, without the runtime's optimizations.
 
     Args:
-        model: Any ONNX graph; its logits are looked at too where it has some (see `taps.logits_name`).
+        model: Any ONNX graph; what decides its labels is looked at too (see `taps.decisive`).
         feeds: Sets of inputs.
 
     Raises:
-        GraphError: ONNX Runtime cannot run it.
+        GraphError: Neither ONNX Runtime nor ONNX's reference implementation can run it.
         BackendError: ONNX Runtime is not installed.
     """
-    names = [value.name for value in model.graph.output]
-    logits = _logits(model)
-    probed = model if logits is None or logits in names else expose(model, [logits])
+    inputs = {value.name for value in graph_inputs(model)}
+    wanted = {value.name: value.name for value in model.graph.output} | decisive(model)
+    inner = [name for name in dict.fromkeys(wanted.values()) if name not in inputs]
+    probed = expose(model, inner)
     with tempfile.TemporaryDirectory(prefix="fcnopt-") as folder:
         session = _session(probed, Path(folder))
-        wanted = [value.name for value in probed.graph.output]
-        try:
-            answers = [session.run(wanted, dict(feed)) for feed in feeds]
-        except Exception as error:
-            raise GraphError(
-                f"graph {model.graph.name!r} does not run in ONNX Runtime: {error}",
-                fix="check that the graph's inputs have the lengths that it was made for",
-            ) from error
-    keys = [*names, *([LOGITS] if len(wanted) > len(names) else [])]
-    return [Observation(dict(zip(keys, map(np.asarray, answer), strict=True))) for answer in answers]
+        answers = [_run(session, model.graph.name, inner, feed) for feed in feeds]
+    return [
+        Observation({key: np.asarray(found[name]) for key, name in wanted.items()})
+        for found in ({**feed, **answer} for feed, answer in zip(feeds, answers, strict=True))
+    ]
 
 
 def difference(before: Sequence[Observation], after: Sequence[Observation]) -> Equivalence:
@@ -135,17 +146,16 @@ def difference(before: Sequence[Observation], after: Sequence[Observation]) -> E
     Raises:
         GraphError: An output is missing, or has another shape or type.
     """
-    errors = {"": 0.0}
-    equal = total = 0
+    errors: dict[str, float] = {}
+    labels: dict[str, float] = {}
     for one, two in zip(before, after, strict=True):
         for name in one.outputs.keys() | two.outputs.keys():
             a, b = _pair(one, two, name)
             if np.issubdtype(a.dtype, np.integer) or a.dtype == np.bool_:
-                equal, total = equal + int((a == b).sum()), total + a.size
+                labels[name] = min(labels.get(name, 1.0), float((a == b).mean()) if a.size else 1.0)
             else:
                 errors[name] = max(errors.get(name, 0.0), _relative_error(a, b))
-    worst = max(errors, key=lambda name: (errors[name], name))
-    return Equivalence(errors[worst], equal / total if total else 1.0, worst)
+    return Equivalence(errors, labels)
 
 
 def _pair(one: Observation, two: Observation, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -176,15 +186,6 @@ def _relative_error(a: NDArray[Any], b: NDArray[Any]) -> float:
     return apart / scale if scale else float("inf")
 
 
-def _logits(model: onnx.ModelProto) -> str | None:
-    if not any(node.op_type == "ArgMax" for node in model.graph.node):
-        return None
-    try:
-        return logits_name(model)
-    except GraphError:
-        return None  # several ArgMax: the outputs alone are compared
-
-
 def _session(model: onnx.ModelProto, folder: Path) -> Any:
     try:
         import onnxruntime as ort
@@ -193,6 +194,10 @@ def _session(model: onnx.ModelProto, folder: Path) -> Any:
             "ONNX Runtime is not installed: it proves that a rewritten graph computes the same",
             fix="install it with: pip install onnxruntime",
         ) from error
+    if any(
+        value_type(value).elem_type == onnx.TensorProto.BFLOAT16 for value in (*model.graph.input, *model.graph.output)
+    ):
+        return _reference(model, "ONNX Runtime takes no bfloat16 from Python")
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
@@ -201,11 +206,34 @@ def _session(model: onnx.ModelProto, folder: Path) -> Any:
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        if "opset" in str(error).lower() and not large:
-            return ReferenceEvaluator(model)  # of an opset that this ONNX Runtime does not know yet: slow, but right
+        if "NOT_IMPLEMENTED" in str(error) or "opset" in str(error).lower():
+            return _reference(model, str(error))
         raise GraphError(
             f"graph {model.graph.name!r} does not load in ONNX Runtime: {error}",
             fix="update onnxruntime, or export the model with standard operators of an older opset",
+        ) from error
+
+
+def _reference(model: onnx.ModelProto, reason: str) -> ReferenceEvaluator:
+    """Slow, but right: for what ONNX Runtime cannot run."""
+    try:
+        return ReferenceEvaluator(model)
+    except Exception as error:
+        raise GraphError(
+            f"graph {model.graph.name!r} runs neither in ONNX Runtime ({reason}) nor in ONNX's reference "
+            f"implementation ({error})",
+            fix="export the model as float32 with standard operators; or optimize it without verification",
+        ) from error
+
+
+def _run(session: Any, graph: str, names: Sequence[str], feed: Feeds) -> dict[str, NDArray[Any]]:
+    try:
+        return dict(zip(names, session.run(list(names), dict(feed)), strict=True))
+    except Exception as error:
+        where = "ONNX's reference implementation" if isinstance(session, ReferenceEvaluator) else "ONNX Runtime"
+        raise GraphError(
+            f"graph {graph!r} does not run in {where}: {error}",
+            fix="check that the graph's inputs have the lengths that it was made for",
         ) from error
 
 

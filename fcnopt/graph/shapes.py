@@ -65,19 +65,20 @@ def is_dynamic(model: onnx.ModelProto) -> bool:
     return any(value_type(value).static is None for value in graph_inputs(model))
 
 
-def input_shapes(model: onnx.ModelProto, size: Size) -> dict[str, tuple[int, ...]]:
-    """Shapes to feed: declared lengths where there are any, else one frame of `size`.
+def input_shapes(model: onnx.ModelProto, size: Size, *, batch: int = 1) -> dict[str, tuple[int, ...]]:
+    """Shapes to feed: declared lengths where there are any, else `batch` frames of `size`.
 
     A 4-D input is taken for frames: [N, H, W, C] where its last axis is known and its second is not, else
-    [N, C, H, W]. Varying axes of other inputs get length 1.
+    [N, C, H, W]. Of other inputs with more than one axis the first, if it varies, is a batch too; what else varies
+    gets length 1.
     """
     shapes = {}
     for value in graph_inputs(model):
         dims = value_type(value).shape or ()
-        free: tuple[int, ...] = (1,) * len(dims)
+        free: tuple[int, ...] = (batch if len(dims) > 1 else 1, *(1,) * (len(dims) - 1))
         if len(dims) == 4:
             channels_last = isinstance(dims[3], int) and not isinstance(dims[1], int)
-            free = (1, *size, 3) if channels_last else (1, 3, *size)
+            free = (batch, *size, 3) if channels_last else (batch, 3, *size)
         shapes[value.name] = tuple(dim if isinstance(dim, int) else free[axis] for axis, dim in enumerate(dims))
     return shapes
 
@@ -131,13 +132,19 @@ def evaluate(node: onnx.NodeProto, values: Sequence[NDArray[Any] | None], opsets
 
     Returns:
         One array a node output.
+
+    Raises:
+        TypeError: An output is no tensor (SequenceConstruct); else what the reference implementation raises.
     """
     feeds = {name: value for name, value in zip(node.input, values, strict=True) if name and value is not None}
     anything = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in feeds]
     outputs = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.UNDEFINED, None) for n in node.output if n]
     graph = onnx.helper.make_graph([node], "node", anything, outputs)
     model = onnx.helper.make_model(graph, opset_imports=list(opsets))
-    return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
+    results = ReferenceEvaluator(model).run(None, feeds)
+    if any(isinstance(value, list | dict) or value is None for value in results):
+        raise TypeError("its result is a sequence or an optional, not a tensor")
+    return [np.asarray(value) for value in results]
 
 
 def shape_range(start: int, end: int | None, rank: int) -> range:

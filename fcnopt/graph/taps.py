@@ -1,15 +1,19 @@
-"""Tensors inside a graph made visible: the logits above all."""
+"""Tensors inside a graph made visible: the logits above all, and what else is decided upon."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import onnx
 
 from fcnopt.errors import GraphError
-from fcnopt.graph.shapes import TensorType, tensor_types
+from fcnopt.graph.shapes import TensorType, graph_inputs, tensor_types
 
+LOGITS = "logits"
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+_SHAPE_ONLY = ("Shape", "Size")  # read how long a tensor is, not what is in it
+_QUANTIZERS = ("QuantizeLinear", "DynamicQuantizeLinear")  # a float follows, which is looked at itself
 
 
 def logits_name(model: onnx.ModelProto) -> str:
@@ -57,5 +61,55 @@ def expose(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     return copy
 
 
+def decisive(model: onnx.ModelProto) -> dict[str, str]:
+    """The float tensors that become labels, indices, integers or truth values on the way to an output.
+
+    Integers hide an error until it is as large as the distance between two classes; what they are decided by does
+    not. It is what ArgMax, TopK, comparisons and Casts from float to integer read.
+
+    Args:
+        model: Any graph; subgraphs are not looked into.
+
+    Returns:
+        Tensor names by what they are, which a rewrite that renames tensors does not change: `LOGITS` for what the
+        one ArgMax reads, else the operator and its number, counted from the outputs up. What does not depend on the
+        inputs' values is left out.
+    """
+    types, fed = tensor_types(model), _fed(model)
+    outputs = [value.name for value in model.graph.output]
+    writers = {name: node for node in model.graph.node for name in node.output if name}
+    found: dict[tuple[str, int], str] = {}
+    counts: Counter[str] = Counter()
+    seen, stack = set[str](), outputs[::-1]
+    while stack:
+        name = stack.pop()
+        node = writers.get(name)
+        if node is None or name in seen or node.op_type in _SHAPE_ONLY:
+            continue
+        seen.add(name)
+        stack.extend(reversed(node.input))
+        if _is_float(types.get(name)) or (node.op_type in _QUANTIZERS and name not in outputs):
+            continue
+        for source in dict.fromkeys(node.input):
+            if source in fed and _is_float(types.get(source)):
+                counts[node.op_type] += 1
+                found[node.op_type, counts[node.op_type]] = source
+    only = counts["ArgMax"] == 1
+    return {LOGITS if only and op == "ArgMax" else f"input of {op} {n}": name for (op, n), name in found.items()}
+
+
+def _fed(model: onnx.ModelProto) -> set[str]:
+    """The tensors that depend on the values of the graph's inputs."""
+    fed = {value.name for value in graph_inputs(model)}
+    for node in model.graph.node:
+        if node.op_type not in _SHAPE_ONLY and not fed.isdisjoint(node.input):
+            fed.update(filter(None, node.output))
+    return fed
+
+
+def _is_float(kind: TensorType | None) -> bool:
+    return kind is not None and kind.elem_type in _FLOATS
+
+
 def _is_scores(kind: TensorType | None) -> bool:
-    return kind is not None and kind.elem_type in _FLOATS and kind.shape is not None and len(kind.shape) == 4
+    return kind is not None and _is_float(kind) and kind.shape is not None and len(kind.shape) == 4

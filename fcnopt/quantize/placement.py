@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from fcnopt.graph.passes import fusion_groups
 from fcnopt.quantize.scales import Unfit
 
 MIN_CHANNELS = 16
@@ -186,12 +187,18 @@ def _points(graph: gs.Graph, layers: list[gs.Node]) -> tuple[Point, ...]:
         tensor = _above_pools(node.inputs[0])
         chosen.setdefault(tensor.name, tensor)
     groups = _groups(chosen)
+    # what a runtime computes in one kernel is not split: (tensor inside a group, the group's node that reads it)
+    fused = {
+        (tensor, node.outputs[0].name)
+        for group in fusion_groups(graph)
+        for tensor, node in zip(group.inside, group.nodes[1:], strict=True)
+    }
     points = []
     for name, tensor in chosen.items():
         readers = tuple(
             Reader(node.outputs[0].name, index)
             for node in _distinct(tensor.outputs)
-            if _reads_quantized(node, tensor, chosen, order)
+            if (name, node.outputs[0].name) not in fused and _reads_quantized(node, tensor, chosen, order)
             for index, value in enumerate(node.inputs)
             if value is tensor
         )

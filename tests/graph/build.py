@@ -79,7 +79,7 @@ def optimized(
     kept = before.SerializeToString()
     passes = PASSES if only is None else tuple(one for one in PASSES if isinstance(one, only))
     assert passes
-    after, reports = optimize(before, passes=passes)
+    after, reports = optimize(before, passes=passes, strict=True)
     assert before.SerializeToString() == kept, "the model handed in was changed"
     onnx.checker.check_model(after, full_check=True)
     found = compare(before, after, seed=7, samples=2)

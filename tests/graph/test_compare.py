@@ -46,6 +46,13 @@ def test_labels_that_differ_are_counted() -> None:
     assert found.equal_labels == 0.0
 
 
+def test_the_worst_of_all_samples_counts(rng: np.random.Generator) -> None:
+    frames = [np.zeros((1, 3, 4, 5), np.float32), rng.standard_normal((1, 3, 4, 5), np.float32)]
+    for order in (frames, frames[::-1]):
+        found = compare(scaled(1, labels=True), scaled(-1, labels=True), order)
+        assert (found.equal_labels, found.max_relative_error) == (0.0, 2.0)
+
+
 def test_given_frames_are_used() -> None:
     frames = [np.zeros((1, 3, 4, 5), np.float32)]
     assert compare(scaled(1), scaled(3), frames).max_relative_error == 0.0
@@ -56,10 +63,10 @@ def test_not_a_number_is_no_agreement() -> None:
     assert compare(scaled(float("nan")), scaled(float("nan"))).max_relative_error == 0.0
 
 
-def test_dynamic_axes_take_two_sizes() -> None:
+def test_dynamic_axes_take_two_sizes_and_batches() -> None:
     made = scaled(1, dims=["N", 3, "H", "W"])
     shapes = [feeds["x"].shape for feeds in random_feeds(made, samples=2)]
-    assert shapes == [(1, 3, *size) for size in DYNAMIC_SIZES]
+    assert shapes == [(batch, 3, *size) for batch, size in enumerate(DYNAMIC_SIZES, start=1)]
     assert compare(made, made).max_relative_error == 0.0
 
 
@@ -126,3 +133,46 @@ def test_an_opset_newer_than_onnx_runtime_runs_in_the_reference_implementation()
         for factor in (1, 1.5)
     ]
     assert compare(*pair).max_relative_error == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("kind", "opset"), [(TensorProto.DOUBLE, 17), (TensorProto.BFLOAT16, 22)])
+def test_types_without_kernels_run_in_the_reference_implementation(
+    kind: int, opset: int, rng: np.random.Generator
+) -> None:
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    weight = rng.standard_normal((2, 3, 1, 1))
+    pair = [
+        model(
+            [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("ArgMax", ["c"], ["y"], axis=1)],
+            {"x": [1, 3, 4, 5]},
+            {"y": [1, 1, 4, 5]},
+            {"w": (weight * factor).astype(dtype)},
+            opset=opset,
+            elem_type=kind,
+            output_type=TensorProto.INT64,
+        )
+        for factor in (1, 1.5)
+    ]
+    found = compare(*pair)
+    assert found.max_relative_error == pytest.approx(0.5, rel=0.02)
+    assert compare(pair[0], pair[0]).max_relative_error == 0.0
+
+
+def test_bfloat16_frames_are_fed_where_onnx_runtime_has_the_kernel_but_no_way_in() -> None:
+    dims = [1, 3, 4, 5]
+    made = model([helper.make_node("Identity", ["x"], ["y"])], {"x": dims}, {"y": dims}, elem_type=TensorProto.BFLOAT16)
+    assert compare(made, made).errors == {"y": 0.0}
+
+
+def test_what_neither_can_run_is_an_error() -> None:
+    made = model(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        {"x": [1, 3, 4, 5]},
+        {"y": [1, 2, 4, 5]},
+        {"w": np.ones((2, 3, 1, 1))},
+        elem_type=TensorProto.DOUBLE,
+    )
+    made.graph.node[0].domain = "elsewhere"
+    made.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    with pytest.raises(GraphError, match=r"does not load in ONNX Runtime|runs neither in ONNX Runtime"):
+        compare(made, made)

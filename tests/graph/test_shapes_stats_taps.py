@@ -9,7 +9,7 @@ from fcnopt.errors import GraphError
 from fcnopt.graph.checks import without_weights
 from fcnopt.graph.shapes import input_shapes, is_dynamic, tensor_types
 from fcnopt.graph.stats import macs_by_node, stats_of
-from fcnopt.graph.taps import expose, logits_name
+from fcnopt.graph.taps import decisive, expose, logits_name
 from tests.graph.build import model
 
 
@@ -50,6 +50,11 @@ def test_inputs_are_bound_by_their_layout() -> None:
     assert input_shapes(first, (5, 7)) == {"x": (1, 3, 5, 7)}
     assert input_shapes(last, (5, 7)) == {"x": (1, 5, 7, 3)}
     assert input_shapes(fixed, (5, 7)) == {"x": (2, 3, 8, 9)}
+    assert input_shapes(first, (5, 7), batch=2) == {"x": (2, 3, 5, 7)}
+    assert input_shapes(last, (5, 7), batch=2) == {"x": (2, 5, 7, 3)}
+    rows = model([copy], {"x": ["N", 4]}, {"y": ["N", 4]})
+    row = model([copy], {"x": ["K"]}, {"y": ["K"]})
+    assert [input_shapes(m, (5, 7), batch=2)["x"] for m in (rows, row)] == [(2, 4), (1,)]
     assert [is_dynamic(m) for m in (first, last, fixed)] == [True, True, False]
 
 
@@ -166,3 +171,33 @@ class TestTaps:
     def test_exposing_nothing_known(self) -> None:
         with pytest.raises(GraphError, match="no tensor 'typo' of known type"):
             expose(self.scores(), ["typo"])
+
+
+class TestDecisive:
+    def test_the_one_argmax_reads_the_logits(self) -> None:
+        assert decisive(TestTaps().scores()) == {"logits": "scores"}
+
+    def test_two_are_counted_from_the_outputs_up(self) -> None:
+        made = TestTaps().scores(argmax=2)
+        assert decisive(made) == {"input of ArgMax 1": "scores", "input of ArgMax 2": "scores"}
+
+    def test_lengths_constants_masks_and_quantized_floats_decide_nothing(self) -> None:
+        nodes = [
+            helper.make_node("Dropout", ["x"], ["d", "mask"]),
+            helper.make_node("QuantizeLinear", ["d", "scale"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "scale"], ["r"]),
+            helper.make_node("Shape", ["r"], ["s"]),
+            helper.make_node("Cast", ["s"], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", ["f"], ["t"], to=TensorProto.INT64),
+            helper.make_node("Cast", ["scale"], ["i"], to=TensorProto.INT64),
+            helper.make_node("Mul", ["t", "i"], ["u"]),
+            helper.make_node("Reshape", ["r", "u"], ["y"]),
+        ]
+        made = model(nodes, {"x": [1, 2, 3, 3]}, {"y": [None] * 4}, {"scale": np.array(1.0, np.float32)})
+        assert decisive(made) == {}
+
+    def test_quantized_output_is_decided_by_what_is_quantized(self) -> None:
+        nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("QuantizeLinear", ["r", "scale"], ["y"])]
+        scale = {"scale": np.array(1.0, np.float32)}
+        made = model(nodes, {"x": [1, 2]}, {"y": [1, 2]}, scale, output_type=TensorProto.UINT8)
+        assert decisive(made) == {"input of QuantizeLinear 1": "r"}

@@ -17,7 +17,8 @@ from fcnopt.graph.passes.groups import FusionGroup, fusion_groups
 from fcnopt.graph.passes.noop import NoopPass
 from fcnopt.graph.passes.pad import PadPass
 from fcnopt.graph.passes.permutation import PermutationPass
-from fcnopt.graph.passes.pipeline import TOLERANCE, PassReport, run_passes
+from fcnopt.graph.passes.pipeline import PassReport, run_passes
+from fcnopt.graph.passes.proof import TOLERANCE
 from fcnopt.graph.passes.scale_shift import ScaleShiftPass
 from fcnopt.graph.passes.view import GraphView
 from fcnopt.graph.shapes import Size
@@ -54,6 +55,7 @@ def optimize(
     *,
     passes: Sequence[Pass[Any]] = PASSES,
     verify: bool = True,
+    strict: bool = False,
     size: Size | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
@@ -64,6 +66,8 @@ def optimize(
         passes: Which passes, in which order.
         verify: After each pass that changed something, run the ONNX checker and compare with the graph before it on
             random inputs (two sizes if the graph is dynamic); without, only the checker.
+        strict: Raise where a pass made a graph that is invalid or not equivalent; else what it did is taken back, and
+            its report says so under `declined`.
         size: (height, width) at which the MACs of a dynamic graph are counted.
         progress: Called with what is being done and the share that is done.
 
@@ -71,8 +75,9 @@ def optimize(
         The new model, and a report a pass in the order they ran.
 
     Raises:
-        GraphError: A pass made a graph that is invalid or not equivalent; the message names the pass.
+        GraphError: If strict, a pass made a graph that is invalid or not equivalent; the message names the pass. Else
+            only if the model does not run as it is.
         BackendError: ONNX Runtime, which verifies, is not installed.
     """
     report = progress or (lambda _step, _fraction: None)
-    return run_passes(model, passes, verify=verify, size=size, progress=report)
+    return run_passes(model, passes, verify=verify, strict=strict, size=size, progress=report)

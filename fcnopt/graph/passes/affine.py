@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from fcnopt.graph.passes.linear import Vector
+from fcnopt.graph.passes.linear import Linear, Vector
 from fcnopt.graph.passes.view import GraphView, is_onnx
 
 _ARITHMETIC = ("Mul", "Div", "Add", "Sub")
@@ -83,6 +83,17 @@ def batchnorm_affine(view: GraphView, node: gs.Node, channels: int) -> Affine | 
         return "a variance is not positive"
     scale = gamma / np.sqrt(var + epsilon)
     return Affine(scale, beta - mean * scale)
+
+
+def folded(parts: Linear, affine: Affine, side: str) -> Linear:
+    """Weights that do an affine map too: of their output if it is "after" them, of their input else.
+
+    What overflows becomes infinite; see `Linear.overflow_refusal`.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if side == "after":
+            return parts.scaled_outputs(affine.scale, affine.shift)
+        return parts.scaled_inputs(affine.scale, affine.shift)
 
 
 def channel_vector(values: NDArray[Any], rank: int, channels: int, axis: int = 1) -> Vector | None:

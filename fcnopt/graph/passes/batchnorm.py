@@ -17,7 +17,7 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from fcnopt.graph.passes.affine import Affine, batchnorm_affine
+from fcnopt.graph.passes.affine import Affine, batchnorm_affine, folded
 from fcnopt.graph.passes.base import Pass
 from fcnopt.graph.passes.linear import input_shift_refusal, is_linear, linear_of, linear_refusal
 from fcnopt.graph.passes.view import GraphView, is_onnx, label
@@ -70,6 +70,7 @@ class BatchNormPass(Pass[BatchNormMatch]):
             return affine
         if match.side == "before" and affine.shift.any():
             refusal = input_shift_refusal(linear)
+        refusal = refusal or folded(linear_of(view, linear), affine, match.side).overflow_refusal()
         return refusal or view.bypass_refusal(norm)
 
     def rewrite(self, view: GraphView, match: BatchNormMatch) -> str:
@@ -78,11 +79,7 @@ class BatchNormPass(Pass[BatchNormMatch]):
         if isinstance(affine, str) or linear is None:
             raise ValueError("rewrite of a match that was not checked")
         done = f"{label(match.norm)} into {label(linear)} {'before' if match.side == 'after' else 'after'} it"
-        parts = linear_of(view, linear)
-        if match.side == "after":
-            parts.scaled_outputs(affine.scale, affine.shift).write(view)
-        else:
-            parts.scaled_inputs(affine.scale, affine.shift).write(view)
+        folded(linear_of(view, linear), affine, match.side).write(view)
         view.bypass(match.norm)
         return done
 

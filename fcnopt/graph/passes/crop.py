@@ -115,6 +115,8 @@ def _passable(view: GraphView, node: gs.Node, crop: Crop) -> int | None:
     """The input at which a crop can be done instead of at the output, None if it cannot."""
     if is_onnx(node, "BatchNormalization") and any(not t.is_empty() for t in node.outputs[1:]):
         return None
+    if is_onnx(node, "Cast") and _decides(node):
+        return None
     if is_onnx(node, *_UNARY):
         return 0 if node.op != "BatchNormalization" or min(crop.axes) > 1 else None
     index = arithmetic_input(node)
@@ -124,6 +126,11 @@ def _passable(view: GraphView, node: gs.Node, crop: Crop) -> int | None:
         uniform = constant is not None and channel_vector(constant, len(shape), constant.size) is not None
         return index if uniform and (min(crop.axes) > 1 or (constant is not None and constant.size == 1)) else None
     return 0 if is_onnx(node, "Conv") and _is_pointwise(node) and min(crop.axes) > 1 else None
+
+
+def _decides(cast: gs.Node) -> bool:
+    """Whether a Cast makes integers of floats: what it reads is looked at whole when the rewrite is proved."""
+    return np.dtype(cast.outputs[0].dtype).kind in "iub" and np.dtype(cast.inputs[0].dtype).kind not in "iub"
 
 
 def _is_pointwise(node: gs.Node) -> bool:

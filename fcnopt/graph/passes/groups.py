@@ -32,11 +32,6 @@ class FusionGroup:
     residual: str | None = None
 
     @property
-    def weighted(self) -> gs.Node:
-        """The convolution or Gemm."""
-        return self.nodes[0]
-
-    @property
     def input(self) -> str:
         """The tensor that the weighted node reads."""
         return str(self.nodes[0].inputs[0].name)
@@ -45,11 +40,6 @@ class FusionGroup:
     def output(self) -> str:
         """The tensor that the group writes."""
         return str(self.nodes[-1].outputs[0].name)
-
-    @property
-    def activation(self) -> str | None:
-        """The operator that ends the group, Relu or Clip, if one does."""
-        return str(self.nodes[-1].op) if self.nodes[-1].op in _FOLLOWERS[-1] else None
 
 
 def fusion_groups(graph: gs.Graph) -> tuple[FusionGroup, ...]:

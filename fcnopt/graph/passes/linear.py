@@ -16,6 +16,7 @@ For y = W x + b and a vector over channels:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,12 @@ class Linear:
             bias = bias + alpha * moved.sum(axis=(1, *range(3, moved.ndim))).reshape(-1)
         return Linear(self.node, self.kernel * self._spread(scale, 1), bias)
 
+    def overflow_refusal(self) -> str:
+        """Why these weights cannot be written, "" if all of them are finite in the type of the kernel."""
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(self.kernel).all() and np.isfinite(self.bias.astype(self.kernel.dtype)).all()
+        return "" if finite else f"the weights of {label(self.node)} would overflow {self.kernel.dtype.name}"
+
     def permuted_inputs(self, permutation: NDArray[np.int64]) -> Linear:
         """The node that computes y of x[:, permutation]; for one group only.
 
@@ -126,9 +133,8 @@ def linear_refusal(view: GraphView, node: gs.Node) -> str:
         if node.attrs.get("transA", 0):
             return f"{label(node)} transposes its input"
         outputs = weight.shape[0 if node.attrs.get("transB", 0) else 1]
-        if bias is not None and (
-            bias.values.size not in (1, outputs) or (*bias.values.shape, 1)[bias.values.ndim - 1] not in (1, outputs)
-        ):
+        shape = bias.values.shape if bias is not None else ()
+        if math.prod(shape) not in (1, outputs) or any(length != 1 for length in shape[:-1]):
             return f"the bias of {label(node)} varies along the batch"
     return ""
 

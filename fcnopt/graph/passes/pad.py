@@ -2,7 +2,8 @@
 
 conv      a Pad by zeros on spatial axes is padding of the convolution: pads add up.
 max pool  pads itself by minus infinity. A Pad by that is its padding; a Pad by zero is too where the input has
-          nothing below zero (it comes from a ReLU) and each window still meets a real element (pads < kernel).
+          nothing below zero (it comes from a ReLU) and each window still meets a real element (pads < kernel, no
+          dilation, which lets a window step over them).
 avg pool  a Pad by zero is its padding if it counts padding.
 """
 
@@ -131,7 +132,10 @@ def _value_refusal(view: GraphView, match: PadMatch, value: float) -> str:
         lowest = bounds_of(view, view.producer(pad.inputs[0]))
         if value == -np.inf or value <= float(np.finfo(np.float32).min):
             return ""
-        return "" if value == 0 and lowest is not None and lowest[0] >= 0 else f"it pads by {value:g}, MaxPool by -inf"
+        if value != 0 or lowest is None or lowest[0] < 0:
+            return f"it pads by {value:g}, MaxPool by -inf"
+        dilated = any(step != 1 for step in user.attrs.get("dilations", ()))
+        return f"a window of {label(user)}, which is dilated, may meet nothing but padding" if dilated else ""
     if any(user.attrs.get("pads", ())) and not user.attrs.get("count_include_pad", 0):
         return f"{label(user)} does not count its own padding"
     return "" if value == 0 else f"it pads by {value:g}, AveragePool by 0"

@@ -11,21 +11,16 @@ import onnx_graphsurgeon as gs
 
 from fcnopt.errors import GraphError
 from fcnopt.graph.checks import check_structure, nodes_of
-from fcnopt.graph.compare import Feeds, Observation, default_samples, difference, observe, random_feeds
 from fcnopt.graph.io import export_graph, import_graph
 from fcnopt.graph.passes.base import Outcome, Pass
+from fcnopt.graph.passes.proof import BrokenPassError, Prover
 from fcnopt.graph.passes.view import GraphView
 from fcnopt.graph.shapes import Size, infer, tensor_types
 from fcnopt.graph.stats import GraphStats, stats_of
 
-TOLERANCE = 1e-5
-_COARSE: dict[int, float] = {
-    onnx.TensorProto.FLOAT16: 2e-3,
-    onnx.TensorProto.BFLOAT16: 2e-2,
-}  # two roundings of the type
-# Nearly equal scores may swap places; more than that is another label map.
-_MIN_EQUAL_LABELS = 0.99
 _MAX_ROUNDS = 10
+
+_TAKEN_BACK = "; what it did is taken back"
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,8 @@ class PassReport:
         before: The graph that it found.
         after: The graph that it left; the same object as `before` if it changed nothing.
         changed: One line a rewrite.
-        declined: One line a place that it looked at and left, with the reason, as things stand at the end.
+        declined: One line a place that it looked at and left, with the reason, as things stand at the end; of a pass
+            whose proof failed, how it failed: what the pass did was taken back.
         error: Largest relative error against the graph before; 0.0 where nothing changed or nothing was verified.
     """
 
@@ -48,12 +44,18 @@ class PassReport:
     declined: tuple[str, ...]
     error: float
 
+    @property
+    def taken_back(self) -> tuple[str, ...]:
+        """How the proof failed, where it did."""
+        return tuple(reason for reason in self.declined if reason.endswith(_TAKEN_BACK))
+
 
 def run_passes(
     model: onnx.ModelProto,
     passes: Sequence[Pass[Any]],
     *,
     verify: bool,
+    strict: bool,
     size: Size | None,
     progress: Callable[[str, float], None],
 ) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
@@ -66,11 +68,13 @@ def run_passes(
         model: Unchanged afterwards.
         passes: In the order in which they run.
         verify: Compare with the graph before after every pass that changed something.
+        strict: Raise where a pass made a graph that is invalid or not equivalent; else take back what it did.
         size: For the statistics of dynamic graphs.
         progress: Told the pass and the share of the passes that is done.
 
     Raises:
-        GraphError: A pass made a graph that is invalid or not equivalent; the message names the pass.
+        GraphError: If strict, a pass made a graph that is invalid or not equivalent; the message names the pass. Else
+            only if the model does not run as it is.
         BackendError: Verification needs ONNX Runtime and it is not installed.
     """
     holder = next((node for node in nodes_of(model.graph.node) if any(a.HasField("g") for a in node.attribute)), None)
@@ -78,14 +82,13 @@ def run_passes(
     if holder is not None:
         reason = f"{holder.op_type} {holder.name!r} holds a subgraph: graphs with control flow are left as they are"
         return model, tuple(PassReport(p.name, stats, stats, (), (reason,), 0.0) for p in passes)
-    prover = _Prover(model) if verify else None
+    prover = Prover(model) if verify else None
     reports: list[PassReport] = []
     for turn in range(_MAX_ROUNDS):
         quiet, declined = True, {}
         for index, one in enumerate(passes):
             progress(f"optimize: {one.name}", index / len(passes) if turn == 0 else 1.0)
-            model, outcome = _apply(one, model)
-            error = prover.accept(one.name, model) if outcome.changed and prover is not None else 0.0
+            model, outcome, error = _proved(one, model, prover, strict=strict)
             after = stats_of(model, size) if outcome.changed else stats
             if turn == 0 or outcome.changed:
                 reports.append(PassReport(one.name, stats, after, outcome.changed, (), error))
@@ -100,35 +103,17 @@ def run_passes(
     )
 
 
-class _Prover:
-    """Runs each graph once, on the same inputs, and holds it against the one before."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._model: onnx.ModelProto | None = model
-        self._feeds: list[Feeds] = list(random_feeds(model, samples=default_samples(model)))
-        self._seen: list[Observation] = []
-        types = {kind.elem_type for kind in tensor_types(model).values()}
-        self._tolerance = max((_COARSE[kind] for kind in types & _COARSE.keys()), default=TOLERANCE)
-
-    def accept(self, name: str, model: onnx.ModelProto) -> float:
-        """The relative error of a graph, which is what the next one is held against."""
-        if self._model is not None:
-            self._seen, self._model = observe(self._model, self._feeds), None
-        seen = observe(model, self._feeds)
-        try:
-            found = difference(self._seen, seen)
-        except GraphError as error:
-            raise _broken(name, error.message) from error
-        if not found.max_relative_error < self._tolerance:
-            raise _broken(
-                name,
-                f"output {found.worst_output!r} is {found.max_relative_error:.1e} off, "
-                f"relative to its largest value; expected below {self._tolerance:.0e}",
-            )
-        if found.equal_labels < _MIN_EQUAL_LABELS:
-            raise _broken(name, f"only {found.equal_labels:.2%} of the labels are the same")
-        self._seen = seen
-        return found.max_relative_error
+def _proved(
+    one: Pass[Any], model: onnx.ModelProto, prover: Prover | None, *, strict: bool
+) -> tuple[onnx.ModelProto, Outcome, float]:
+    """Run one pass and prove it; the graph from before it comes back where the proof fails and that is no error."""
+    try:
+        made, outcome = _apply(one, model)
+        return made, outcome, prover.accept(one.name, made) if outcome.changed and prover is not None else 0.0
+    except BrokenPassError as error:
+        if strict:
+            raise
+        return model, Outcome((), (f"{error.message}{_TAKEN_BACK}",)), 0.0
 
 
 def _apply(one: Pass[Any], model: onnx.ModelProto) -> tuple[onnx.ModelProto, Outcome]:
@@ -145,7 +130,7 @@ def _apply(one: Pass[Any], model: onnx.ModelProto) -> tuple[onnx.ModelProto, Out
     try:
         check_structure(result, "graph")
     except GraphError as error:
-        raise _broken(one.name, error.message) from error
+        raise BrokenPassError(one.name, error.message) from error
     result.graph.value_info.extend(infer(result).graph.value_info)
     return result, outcome
 
@@ -172,11 +157,4 @@ def _with_declined(reports: list[PassReport], declined: dict[str, tuple[str, ...
     return tuple(
         replace(report, declined=declined[report.name] if last[report.name] == index else ())
         for index, report in enumerate(reports)
-    )
-
-
-def _broken(name: str, what: str) -> GraphError:
-    return GraphError(
-        f"pass {name!r}: the graph it made is not the one before: {what}",
-        fix="leave the pass out, and report this model: it should not happen",
     )

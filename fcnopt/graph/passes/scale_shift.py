@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
-from fcnopt.graph.passes.affine import Affine, arithmetic_affine, arithmetic_input
+from fcnopt.graph.passes.affine import Affine, arithmetic_affine, arithmetic_input, folded
 from fcnopt.graph.passes.base import Pass
 from fcnopt.graph.passes.linear import Linear, Vector, input_shift_refusal, is_linear, linear_of, linear_refusal
 from fcnopt.graph.passes.view import GraphView, label
@@ -72,14 +73,16 @@ class ScaleShiftPass(Pass[ScaleShiftMatch]):
         refusal = linear_refusal(view, linear)
         if refusal:
             return refusal
-        affine = _affine(view, node, linear_of(view, linear), match.side)
+        parts = linear_of(view, linear)
+        affine = _affine(view, node, parts, match.side)
         if isinstance(affine, str):
             return affine
         if match.side == "before" and affine.shift.any():
             refusal = input_shift_refusal(linear)
         if match.shift is not None:
-            shift = _affine(view, match.shift, linear_of(view, linear), match.side)
-            refusal = shift if isinstance(shift, str) else "" if affine.scale.all() else "a scale is zero"
+            shift = _affine(view, match.shift, parts, match.side)
+            refusal = shift if isinstance(shift, str) else _quotient_refusal(match.shift, affine.scale, parts.rank)
+        refusal = refusal or folded(parts, affine, match.side).overflow_refusal()
         return refusal or view.bypass_refusal(node, arithmetic_input(node) or 0)
 
     def rewrite(self, view: GraphView, match: ScaleShiftMatch) -> str:
@@ -93,10 +96,7 @@ class ScaleShiftPass(Pass[ScaleShiftMatch]):
         if match.shift is not None:
             done += f", past {label(match.shift)}"
             _divide_constant(view, match.shift, affine.scale, parts.rank)
-        if match.side == "after":
-            parts.scaled_outputs(affine.scale, affine.shift).write(view)
-        else:
-            parts.scaled_inputs(affine.scale, affine.shift).write(view)
+        folded(parts, affine, match.side).write(view)
         view.bypass(node, arithmetic_input(node) or 0)
         return done
 
@@ -111,10 +111,23 @@ def _affine(view: GraphView, node: gs.Node, parts: Linear, side: str) -> Affine 
     return arithmetic_affine(view, node, parts.rank, channels)
 
 
+def _quotient_refusal(shift: gs.Node, scale: Vector, rank: int) -> str:
+    """Why a scale cannot be taken off the input of a shift, "" if it can."""
+    if not scale.all():
+        return "a scale is zero"
+    finite = np.isfinite(_quotient(shift, scale, rank)).all()
+    return "" if finite else f"the constant of {label(shift)} would overflow"
+
+
+def _quotient(shift: gs.Node, scale: Vector, rank: int) -> NDArray[Any]:
+    """The constant m / s for an Add or Sub s x + m (c / s for c - s x) that has s taken off its input."""
+    values = np.asarray(shift.inputs[1 - (arithmetic_input(shift) or 0)].values)
+    with np.errstate(over="ignore"):
+        quotient: NDArray[Any] = (values / scale.reshape(-1, *([1] * (rank - 2)))).astype(values.dtype)
+    return quotient
+
+
 def _divide_constant(view: GraphView, shift: gs.Node, scale: Vector, rank: int) -> None:
     """Make x + m / s of an Add or Sub s x + m that has s taken off its input (and c / s - x of c - s x)."""
     index = 1 - (arithmetic_input(shift) or 0)
-    old = shift.inputs[index]
-    values = np.asarray(old.values)
-    quotient = values.astype(np.float64) / scale.reshape(-1, *([1] * (rank - 2)))
-    shift.inputs[index] = view.constant(old.name, quotient.astype(values.dtype))
+    shift.inputs[index] = view.constant(shift.inputs[index].name, _quotient(shift, scale, rank))

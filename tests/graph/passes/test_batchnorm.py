@@ -223,6 +223,21 @@ class TestDeclined:
         )
         assert "float16: folding would round them again" in declined(optimized(before)[1])
 
+    @pytest.mark.parametrize("large", ["w", "mean"], ids=["kernel", "bias"])
+    def test_weights_that_would_overflow(self, large: str, rng: np.random.Generator) -> None:
+        arrays = conv_weights(rng, (4, 4, 1, 1)) | norm_constants(rng, 4)
+        arrays["gamma"] = np.full(4, 1e20, np.float32)
+        arrays[large] *= np.float32(1e25)
+        before = model(
+            [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), norm("c", "y")],
+            {"x": [1, 4, 5, 5]},
+            {"y": [1, 4, 5, 5]},
+            arrays,
+        )
+        made, reports = optimize(before, verify=False)
+        assert "BatchNormalization" in ops(made)
+        assert "the weights of Conv 'conv' would overflow float32" in declined(reports)
+
 
 def test_shared_bias_is_not_changed_for_the_other(rng: np.random.Generator) -> None:
     arrays = conv_weights(rng, (4, 4, 1, 1), bias=4) | norm_constants(rng, 4) | {"v": np.ones((4, 4, 1, 1), np.float32)}

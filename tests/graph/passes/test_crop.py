@@ -263,3 +263,16 @@ class TestTransposedConvolution:
         before = self.up(rng, {2: (0, 5)})
         before.graph.output.append(helper.make_tensor_value_info("u", onnx.TensorProto.FLOAT, [1, 3, 8, 9]))
         assert ops(optimized(before)[0]) == ["ConvTranspose", "Slice"]
+
+
+def test_a_cast_to_integers_is_not_passed() -> None:
+    cut, constants = slice_node("i", "y", {2: (1, 3)})
+    first, more = slice_node("x", "c", {2: (1, 7)})
+    before = model(
+        [first, helper.make_node("Cast", ["c"], ["i"], to=onnx.TensorProto.INT64), cut],
+        {"x": [1, 3, 8, 8]},
+        {"y": [None] * 4},
+        constants | more,
+        output_type=onnx.TensorProto.INT64,
+    )
+    assert ops(optimized(before)[0]) == ["Slice", "Cast", "Slice"]

@@ -124,6 +124,14 @@ class TestFold:
         )
         assert ops(optimized(before, ConstantFoldPass)[0]) == ["MatMul"]
 
+    def test_a_sequence_of_constants_is_kept(self) -> None:
+        pair = helper.make_node("SequenceConstruct", ["a", "b"], ["s"], name="pair")
+        nodes = [pair, helper.make_node("SequenceAt", ["s", "i"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])]
+        constants = {"a": np.ones(2, np.float32), "b": np.zeros(2, np.float32), "i": np.array(1)}
+        made, reports = optimized(model(nodes, {"x": [2]}, {"y": [2]}, constants))
+        assert ops(made) == ["SequenceConstruct", "SequenceAt", "Add"]
+        assert "its result is a sequence or an optional, not a tensor" in declined(reports)
+
     def test_output_that_is_constant_is_kept(self) -> None:
         before = model(
             [helper.make_node("Add", ["k", "k"], ["y"], name="sum"), helper.make_node("Relu", ["x"], ["z"])],

@@ -43,7 +43,7 @@ def test_convolution_normalization_relu() -> None:
     (group,) = groups([conv("x", "c"), norm("c", "n"), op("Relu", ["n"], "y")], "y")
     assert names(group) == ["Conv", "BatchNormalization", "Relu"]
     assert (group.input, group.inside, group.output) == ("x", ("c", "n"), "y")
-    assert (group.weighted.op, group.activation, group.residual) == ("Conv", "Relu", None)
+    assert group.residual is None
 
 
 def test_a_reader_of_the_middle_ends_the_group() -> None:
@@ -54,7 +54,7 @@ def test_a_reader_of_the_middle_ends_the_group() -> None:
 
 def test_an_output_in_the_middle_ends_the_group() -> None:
     (group,) = groups([conv("x", "c"), op("Relu", ["c"], "y")], "y", "c")
-    assert (names(group), group.inside, group.activation) == (["Conv"], (), None)
+    assert (names(group), group.inside) == (["Conv"], ())
 
 
 def test_residual_comes_from_elsewhere() -> None:

@@ -124,3 +124,10 @@ def test_computed_amounts_are_declined(rng: np.random.Generator) -> None:
     made, reports = optimized(before)
     assert "Pad" in ops(made)
     assert "is not a constant" in declined(reports)
+
+
+def test_a_dilated_window_may_meet_nothing_but_padding(rng: np.random.Generator) -> None:
+    options = {"kernel_shape": [2, 2], "dilations": [3, 3], "amounts": [0, 0, 1, 1] * 2}
+    made, reports = optimized(padded(rng, "MaxPool", relu=True, **options), PadPass)
+    assert ops(made) == ["Relu", "Pad", "MaxPool"]
+    assert "MaxPool 'user', which is dilated, may meet nothing but padding" in declined(reports)

@@ -200,14 +200,14 @@ class InvalidPass(BreakPass):
 class TestVerification:
     def test_a_wrong_pass_is_named(self) -> None:
         with pytest.raises(GraphError, match=r"pass 'break': .*output 'logits' is .* off.*expected below 1e-05"):
-            optimize(fcn(size=(48, 64), caffe=False), passes=(*PASSES, BreakPass(1e-3)))
+            optimize(fcn(size=(48, 64), caffe=False), passes=(*PASSES, BreakPass(1e-3)), strict=True)
 
     def test_it_is_not_looked_for_without_verification(self) -> None:
         optimize(fcn(size=(48, 64), caffe=False), passes=(BreakPass(1e-3),), verify=False)
 
     def test_an_invalid_graph_is_named_even_without(self) -> None:
         with pytest.raises(GraphError, match=r"pass 'invalid': .*not valid ONNX"):
-            optimize(fcn(size=(48, 64), caffe=False), passes=(InvalidPass(0),), verify=False)
+            optimize(fcn(size=(48, 64), caffe=False), passes=(InvalidPass(0),), verify=False, strict=True)
 
 
 def control_flow() -> onnx.ModelProto:

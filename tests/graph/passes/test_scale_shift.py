@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
+from fcnopt.graph.passes import optimize
 from fcnopt.graph.passes.scale_shift import ScaleShiftPass
 from tests.graph.build import changed, constant, conv_weights, declined, model, ops, optimized
 
@@ -173,6 +174,48 @@ class TestDeclined:
         made, reports = optimized(before)
         assert ops(made) == ["Conv", "Mul"]
         assert "the result of Conv 'conv' is read by others too" in declined(reports)
+
+    def test_bias_that_is_a_column(self, rng: np.random.Generator) -> None:
+        before = model(
+            [helper.make_node("Gemm", ["x", "w", "b"], ["g"], name="gemm"), arithmetic("Mul", "g", "y")],
+            {"x": [3, 4]},
+            {"y": [3, 3]},
+            {
+                "w": rng.standard_normal((4, 3), np.float32),
+                "b": rng.standard_normal((3, 1), np.float32),
+                "k": rng.standard_normal(3, np.float32),
+            },
+        )
+        made, reports = optimized(before)
+        assert ops(made) == ["Gemm", "Mul"]
+        assert "the bias of Gemm 'gemm' varies along the batch" in declined(reports)
+
+    def test_weights_that_would_overflow(self, rng: np.random.Generator) -> None:
+        before = model(
+            [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), arithmetic("Mul", "c", "y")],
+            {"x": [1, 4, 5, 5]},
+            {"y": [1, 4, 5, 5]},
+            {"w": rng.standard_normal((4, 4, 1, 1), np.float32) * np.float32(1e20), "k": np.array(1e20, np.float32)},
+        )
+        made, reports = optimize(before, verify=False)
+        assert ops(made) == ["Conv", "Mul"]
+        assert "the weights of Conv 'conv' would overflow float32" in declined(reports)
+
+    def test_shift_that_would_overflow(self, rng: np.random.Generator) -> None:
+        before = model(
+            [
+                helper.make_node("Mul", ["x", "small"], ["s"], name="scale"),
+                helper.make_node("Sub", ["s", "large"], ["n"], name="shift"),
+                helper.make_node("Conv", ["n", "w"], ["y"], name="conv", pads=[1, 1, 1, 1]),
+            ],
+            {"x": [1, 4, 5, 5]},
+            {"y": [1, 4, 5, 5]},
+            conv_weights(rng, (4, 4, 3, 3))
+            | {"small": np.array(1e-20, np.float32), "large": np.array(1e20, np.float32)},
+        )
+        made, reports = optimized(before)
+        assert ops(made) == ["Mul", "Sub", "Conv"]
+        assert "the constant of Sub 'shift' would overflow" in declined(reports)
 
     def test_scaled_weight_is_no_scaled_input(self) -> None:
         before = model(
