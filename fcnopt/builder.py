@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import Any, Self, get_args
 
 from fcnopt import bundle as bundles
 from fcnopt.backends import Target, default_target, make_builder
@@ -23,9 +23,6 @@ from fcnopt.quantize.ranges import Method
 from fcnopt.selftest import prove
 from fcnopt.spec import ModelSpec
 from fcnopt.version import __version__
-
-if TYPE_CHECKING:
-    import onnx
 
 ENGINES = Path("engines")
 CALIB = Path("calib")
