@@ -47,8 +47,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ConsoleProgress() as progress:
         found = run(args.shared, Path(folder), args.max_frames, progress)
+        text = json.dumps(found, indent=1).replace(f"{folder}/", "")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    args.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     args.out.with_suffix(".md").write_text(as_markdown(found), encoding="utf-8")
     print(as_markdown(found))
 

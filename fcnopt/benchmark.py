@@ -111,7 +111,7 @@ def bench(
             truth,
             BenchOptions(max_frames=max_frames, keep_samples=4 if files.html else 0),
             machine=describe_machine(),
-            command=shlex.join(["fcnopt", *sys.argv[1:]]),
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             observers=observers,
             progress=progress,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fcnopt.media.clips import Clip, Frame, with_labels
+from fcnopt.media.base import Clip, Frame, with_labels
 from fcnopt.media.files import read_image
 
 

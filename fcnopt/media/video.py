@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fcnopt.errors import MediaError
-from fcnopt.media.clips import Clip, Frame, with_labels
+from fcnopt.media.base import Clip, Frame, with_labels
 
 _REPAIR = "copy the file again; if this is all there is, save the intact part (ffmpeg -i IN -c:v libx264 OUT.mp4)"
 

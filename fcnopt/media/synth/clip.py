@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.errors import UsageError
-from fcnopt.media.clips import Clip, Frame
+from fcnopt.media.base import Clip, Frame
 from fcnopt.media.synth import sensor
 from fcnopt.media.synth.canvas import Canvas
 from fcnopt.media.synth.renderer import Renderer, light_over_time
