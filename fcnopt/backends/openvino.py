@@ -178,6 +178,8 @@ def executed_layers(compiled: Any, nodes: set[str]) -> tuple[EngineLayer, ...]:
             continue
         precision = info.get("runtimePrecision", "")
         fused = dict.fromkeys(name for name in info.get("originalLayersNames", "").split(",") if name in nodes)
+        if kind == "Reshape" and not fused:  # of weights, done once when the model is compiled
+            continue
         found.append(EngineLayer(op.get_friendly_name(), kind, _PRECISION.get(precision, precision), tuple(fused)))
     return tuple(found)
 

@@ -29,6 +29,7 @@ __all__ = ["BenchObserver", "BenchOptions", "BenchResult", "EngineResult", "Fram
 _TURN_S = 0.25
 _ROUND_FRAMES = (8, 32)
 _ROUND_BYTES = 256 << 20
+_FEW_FRAMES = 30
 _LIBRARIES = ("fcnopt", "numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cv2", "av")
 _DISTRIBUTIONS = {"cv2": "opencv-python-headless", "tensorrt_rtx": "tensorrt-rtx"}
 
@@ -157,6 +158,8 @@ def _notes(run: Rounds, runners: Sequence[Runner], names: Sequence[str]) -> tupl
         )
     elif run.truth_frames < run.frames:
         notes.append(f"{run.truth_frames} of {run.frames} frames have label maps; accuracy is measured on these.")
+    if run.frames < _FEW_FRAMES:
+        notes.append(f"{run.frames} frames are few: drops of classes that are rare in them say little.")
     classes = runners[0].spec.classes.names
     for runner, name in zip(runners, names, strict=True):
         if runner.spec.classes.names != classes:

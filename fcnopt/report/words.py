@@ -48,6 +48,13 @@ def _verdict(result: BenchResult, engine: EngineResult) -> str:
         low, high = drop.miou_interval
         sure = f" (95 % interval of the drop {signed(low)} to {signed(high)})"
     worst = result.worst_class(engine)
+    if result.truth == "reference":
+        least = f", {worst[0]} least ({100 - worst[1]:.2f})" if worst is not None and worst[1] >= 0.005 else ""
+        return (
+            f"{engine.name} runs at {engine.speedup:.1f} times the FPS of {result.reference.name}. "
+            f"{engine.equal_labels:.2f} % of its labels are the reference's; {engine.accuracy.miou:.2f} mIoU{sure} "
+            f"against these{least}."
+        )
     most = f"; {worst[0]} loses most, {signed(worst[1])}" if worst is not None and worst[1] >= 0.005 else ""
     return (
         f"{engine.name} runs at {engine.speedup:.1f} times the FPS of {result.reference.name} and "

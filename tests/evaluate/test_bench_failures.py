@@ -48,7 +48,7 @@ def test_frames_without_label_map_are_left_out_of_the_accuracy() -> None:
     clip._frames[5] = replace(clip._frames[5], labels=None)
     result = bench(clip, [FakeRunner("a")], FakeRunner(), SMALL)
     assert (result.frames, result.truth_frames) == (12, 11)
-    assert result.notes == ("11 of 12 frames have label maps; accuracy is measured on these.",)
+    assert result.notes[0] == "11 of 12 frames have label maps; accuracy is measured on these."
 
 
 def test_label_maps_with_ignored_pixels_only() -> None:
@@ -66,7 +66,10 @@ def test_another_number_of_classes() -> None:
 def test_other_class_names_are_noted() -> None:
     renamed = replace(CLASSES, names=("a", "b", "c", "d"))
     result = bench(FakeClip(), [FakeRunner("int8", classes=renamed)], FakeRunner(), SMALL)
-    assert result.notes == ("int8 names its classes differently than the reference; labels are compared by number.",)
+    assert result.notes == (
+        "12 frames are few: drops of classes that are rare in them say little.",
+        "int8 names its classes differently than the reference; labels are compared by number.",
+    )
 
 
 def fail_at(call_to_fail: int, error: Exception) -> Any:

@@ -76,6 +76,13 @@ def test_precision_has_a_column_where_names_do_not_tell_it(result: BenchResult) 
     assert "precision" in printed(renamed, width=120)
 
 
+def test_without_labels_the_verdict_speaks_of_agreement_not_of_loss(result: BenchResult) -> None:
+    text = verdicts(replace(result, truth="reference"))[0]
+    assert " against these" in text
+    assert "loses" not in text
+    assert f"{result.engines[0].accuracy.miou:.2f} mIoU" in text
+
+
 def test_verdicts_say_speed_loss_and_worst_class(result: BenchResult) -> None:
     engine = result.engines[0]
     worst = result.worst_class(engine)
