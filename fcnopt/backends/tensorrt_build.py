@@ -220,7 +220,7 @@ def _add_profile(parsed: Parsed, config: Any, options: BuildOptions) -> None:
     if options.shapes is None:
         raise UsageError(
             f"input {tensor.name!r} is dynamic, {_dims(dims)}: an engine needs the least, best and largest size",
-            fix="give shapes as three (frames, height, width), or export the model with a fixed size",
+            fix="give --shapes MIN,BEST,MAX, each as NxHxW, or export the model with a fixed size",
         )
     wanted = [(*shape, 3) for shape in options.shapes]
     for shape in wanted:

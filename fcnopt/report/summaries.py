@@ -153,7 +153,9 @@ def _say_manifest(say: Any, manifest: Manifest) -> None:
 
 
 def _precisions(layers: Sequence[EngineLayer]) -> str:
-    return ", ".join(f"{count} {precision}" for precision, count in Counter(x.precision for x in layers).most_common())
+    return ", ".join(
+        f"{count} {precision}" for precision, count in Counter(x.precision or "shapes" for x in layers).most_common()
+    )
 
 
 def _stats(stats: GraphStats) -> tuple[str, str, str]:
