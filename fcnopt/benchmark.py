@@ -16,7 +16,7 @@ from fcnopt.backends import open_onnx
 from fcnopt.backends.base import Progress, Runner
 from fcnopt.backends.machine import describe_machine
 from fcnopt.builder import ENGINES, find_reference, newest_bundle
-from fcnopt.bundle import MANIFEST, Bundle, load, write_text
+from fcnopt.bundle import MANIFEST, MODEL, Bundle, load, write_text
 from fcnopt.errors import UsageError
 from fcnopt.evaluate.bench import BenchOptions, BenchResult, EngineResult
 from fcnopt.evaluate.bench import bench as measure
@@ -100,6 +100,10 @@ def bench(
         spec = _spec_of([*named, base])
         truth = stack.enter_context(_open(base, spec, padding))
         runners = [stack.enter_context(_open(path, spec, padding)) for path in named]
+        for path, runner in zip(named, runners, strict=True):
+            if path.suffix == ".onnx":  # a file's precision is not known, so its name stands for it
+                label = f"{path.parent.name}/{path.name}" if path.name == MODEL else path.name
+                runner.name = f"{label} on {runner.name.split()[0]}"
         observers = []
         if files.overlay is not None:
             from fcnopt.report.overlay import OverlayWriter

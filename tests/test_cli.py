@@ -78,6 +78,14 @@ def test_a_bench_on_the_calibration_frames_says_so() -> None:
 
 
 @pytest.mark.usefixtures("work")
+def test_an_onnx_file_is_benched_under_its_own_name() -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    result = fcnopt("bench", "video.mp4", "--engine", "engines/net.onnx", "--reference", "engines/net.onnx")
+    assert result.exit_code == 0, result.output
+    assert "net.onnx on " in result.output
+
+
+@pytest.mark.usefixtures("work")
 def test_a_checkpoint_can_be_the_reference() -> None:
     fcnopt("export", "net.pth", "--size", "64x96")
     fcnopt("build", "--precision", "fp32")
