@@ -135,7 +135,10 @@ def build(
             f"{source}: does not say how frames are normalized nor what its labels mean",
             fix=f"run `fcnopt export {source} --classes ... --normalize ...` first: it adds both to the graph",
         )
-    frames = calibration_frames(calibration, settings, spec, needed=wanted == "int8")
+    # Only a rewritten graph is decided from frames; for the others one will do, for the known answer.
+    rewritten = wanted == "int8" or (wanted != "fp32" and aim.form == "tensorrt")
+    drawn = settings if rewritten else replace(settings, max_frames=1)
+    frames = calibration_frames(calibration, drawn, spec, needed=wanted == "int8")
     optimized, passes = run_passes(original, progress=report) if settings.optimize else (original, ())
     kept = settings.calib / f"{source.stem}.json"
     range_file = kept.with_suffix(".new.json") if settings.recalibrate else kept
@@ -179,7 +182,7 @@ def optimize(
         The path written and one report a pass.
 
     Raises:
-        GraphError: The file cannot be used, or a pass changed its results.
+        GraphError: The file cannot be used. A pass that changed its results is taken back, and its report says so.
     """
     source = model_file(model) if model is not None else newest_model(ENGINES)
     place = Path(output) if output is not None else source.with_suffix(".opt.onnx")
