@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from fcnopt.backends import open_onnx
 from fcnopt.backends.base import Progress, Runner
 from fcnopt.backends.machine import describe_machine
-from fcnopt.builder import ENGINES, find_reference, newest_bundle
-from fcnopt.bundle import MANIFEST, MODEL, Bundle, load, write_text
+from fcnopt.bundle import MANIFEST, MODEL, Bundle, load, sha256_of, write_text
 from fcnopt.errors import UsageError
 from fcnopt.evaluate.bench import BenchOptions, BenchResult, EngineResult
 from fcnopt.evaluate.bench import bench as measure
+from fcnopt.evaluate.claims import claim_notes
 from fcnopt.graph import io
+from fcnopt.locate import ENGINES, find_reference, newest_bundle
 from fcnopt.media.clips import open_clip
 from fcnopt.media.labels import find_labels
 from fcnopt.spec import ModelSpec
@@ -126,6 +127,7 @@ def bench(
     notes += [
         f"{path.name} was calibrated on this clip: its accuracy here proves little." for path in _seen(named, clip)
     ]
+    notes += _claims(result, named, base)
     result = replace(result, notes=(*result.notes, *notes))
     if show is not None:
         show(result)
@@ -156,6 +158,21 @@ def _seen(named: Sequence[Path], clip: str | Path) -> list[Path]:
     return [path for path in named if seen(path)]
 
 
+def _claims(result: BenchResult, named: Sequence[Path], base: Path) -> list[str]:
+    """What the bundles' claims of accuracy come to on this clip.
+
+    A claim says what a bundle loses against the model that it was built from. Against any other it is not held.
+    """
+    notes: list[str] = []
+    for path, engine in zip(named, result.engines, strict=True):
+        manifest = Bundle.read(path).manifest if path.is_dir() else None
+        if manifest is None or manifest.accuracy is None:
+            continue
+        if base.is_file() and sha256_of(base) == manifest.sources.get("model_sha256"):
+            notes += claim_notes(manifest.accuracy, result, engine)
+    return notes
+
+
 def _write(files: BenchFiles, result: BenchResult, named: Sequence[Path]) -> None:
     if files.json is not None:
         write_text(files.json, result.to_json())
@@ -174,6 +191,7 @@ def _summary(result: BenchResult, engine: EngineResult) -> dict[str, Any]:
     return {
         "clip": result.clip,
         "frames": result.frames,
+        "frames_sha256": result.frames_sha256,
         "truth": result.truth,
         "date": result.date,
         "cpu": result.machine.get("cpu"),

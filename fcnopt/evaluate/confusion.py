@@ -123,6 +123,19 @@ class DropInterval:
     iou: tuple[tuple[float, float] | None, ...]
 
 
+def drop_between(
+    reference_frames: NDArray[np.int64], engine_frames: NDArray[np.int64]
+) -> tuple[float, NDArray[np.float64]]:
+    """The drop over all frames, in points: of the mIoU, and [C] of each class (nan where a class is in neither).
+
+    Args:
+        reference_frames: `ConfusionMatrix.frames` of the reference, [F, 3, C].
+        engine_frames: The same of the engine, for the same frames and truth.
+    """
+    reference, engine = (frames.sum(axis=0).astype(np.float64) for frames in (reference_frames, engine_frames))
+    return float(_miou(reference) - _miou(engine)), 100.0 * (_iou(reference) - _iou(engine))
+
+
 def bootstrap_drop(
     reference_frames: NDArray[np.int64],
     engine_frames: NDArray[np.int64],

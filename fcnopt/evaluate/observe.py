@@ -1,7 +1,8 @@
-"""Looking on while a benchmark runs: the observer's contract, and the sampler that keeps a few frames for a report."""
+"""Looking on while a benchmark runs: the observer's contract, a sampler that keeps a few frames, and a hash of all."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,7 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnopt.media.clips import Frame
+from fcnopt.media.clips import Frame, fit_frame
+from fcnopt.spec import FrameSpec
 
 
 class BenchObserver(Protocol):
@@ -41,6 +43,27 @@ class FrameSample:
     reference: NDArray[np.uint8] = field(repr=False)
     engines: dict[str, NDArray[np.uint8]] = field(repr=False)
     differing: float
+
+
+class FrameHasher:
+    """Hashes the frames as a model takes them: two clips of one hash are the same to it.
+
+    The hash is that of `CalibrationFrames`, so that calibration, validation and benchmark frames can be told apart.
+    """
+
+    def __init__(self, spec: FrameSpec) -> None:
+        """Start with no frame; `spec` is the model's."""
+        self._spec = spec
+        self._digest = hashlib.sha256()
+
+    def add(self, image: NDArray[np.uint8]) -> None:
+        """Add a frame's image, uint8 [H, W, 3], BGR."""
+        self._digest.update(np.ascontiguousarray(fit_frame(image, self._spec)).data)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 over the bytes of the frames so far, in hex."""
+        return self._digest.hexdigest()
 
 
 class FrameSampler:

@@ -21,7 +21,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-_FEWEST_BLOCKS = 4
+# Below it Student's quantile is too small, and an interval says too little to decide by.
+FEWEST_BLOCKS = 4
 # Most (samples x frames) weights held at once: 32 MiB of float64.
 _WEIGHTS = 1 << 22
 
@@ -37,7 +38,21 @@ def block_length(frames: int, fps: float = 0.0) -> int:
         fps: Frames a second; 0.0 where unknown, then the cube root alone holds.
     """
     wanted = max(round(fps), math.ceil(math.pow(frames, 1 / 3)))
-    return max(1, min(wanted, frames // _FEWEST_BLOCKS))
+    return max(1, min(wanted, frames // FEWEST_BLOCKS))
+
+
+def blocks_of(pixels: NDArray[np.int64], block: int) -> NDArray[np.int64]:
+    """How many blocks of a clip show a class at all.
+
+    Args:
+        pixels: Of truth, [frames, classes].
+        block: Frames a block; the last one may be shorter.
+
+    Returns:
+        int64 [classes].
+    """
+    shown: NDArray[np.bool_] = np.add.reduceat(pixels, np.arange(0, len(pixels), block), axis=0) > 0
+    return np.asarray(shown.sum(axis=0), np.int64)
 
 
 def resampled(frames: int, block: int, samples: int, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:

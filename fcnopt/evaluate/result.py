@@ -12,11 +12,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from fcnopt.errors import GateError, UsageError
+from fcnopt.evaluate.budget import why_unjudged
 from fcnopt.evaluate.codec import decode, schema
 from fcnopt.evaluate.latency import LatencySummary
 from fcnopt.evaluate.observe import FrameSample
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Version 1 did not have these: a result read from there does not know them.
+_SINCE_2 = ("frames_sha256", "truth_pixels", "truth_blocks")
 
 Truth = Literal["labels", "reference"]
 
@@ -142,6 +145,10 @@ class BenchResult:
         truth: What accuracy is measured against: the clip's `labels`, or the `reference`'s labels where the clip
             has none; then a drop is 100 points minus the agreement with the reference.
         truth_frames: Frames that have a truth.
+        frames_sha256: SHA-256 over the frames as the reference takes them, in order; None where unknown.
+        truth_pixels: Pixels of truth a class, over all frames; None where unknown. `unjudged` says where they are too
+            few.
+        truth_blocks: Blocks of frames, as the intervals are resampled in, that show a class; None where unknown.
         classes: Names, in label order.
         palette: (R, G, B) a class.
         warmup_frames: Run first by every engine, in no figure.
@@ -164,6 +171,9 @@ class BenchResult:
     frames: int
     truth: Truth
     truth_frames: int
+    frames_sha256: str | None
+    truth_pixels: tuple[int, ...] | None
+    truth_blocks: tuple[int, ...] | None
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     warmup_frames: int
@@ -191,6 +201,13 @@ class BenchResult:
         drop, name = max(known)
         return name, drop
 
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """Why the drop of a class says little, a class; empty where it says enough or that is unknown."""
+        if self.truth_pixels is None or self.truth_blocks is None:
+            return ("",) * len(self.classes)
+        return tuple(why_unjudged(*found) for found in zip(self.truth_pixels, self.truth_blocks, strict=True))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings."""
         plain: dict[str, Any] = json.loads(self.to_json())
@@ -204,7 +221,7 @@ class BenchResult:
 
     @classmethod
     def from_json(cls, text: str) -> BenchResult:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, now or in schema version 1.
 
         Raises:
             UsageError: It is not JSON, of another schema version, or a field is missing or of the wrong type.
@@ -212,6 +229,9 @@ class BenchResult:
         try:
             data = json.loads(text)
             version = data.get("schema_version") if isinstance(data, dict) else None
+            if version == 1:
+                data = {**dict.fromkeys(_SINCE_2), **data, "schema_version": SCHEMA_VERSION}
+                version = SCHEMA_VERSION
             if version != SCHEMA_VERSION:
                 raise UsageError(
                     f"bench result has schema version {version!r}, this fcnopt reads {SCHEMA_VERSION}",

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from fcnopt.backends.base import Precision, Progress, Runner
 from fcnopt.errors import FcnoptError, MediaError
 from fcnopt.evaluate.latency import LatencySummary
-from fcnopt.evaluate.observe import BenchObserver
+from fcnopt.evaluate.observe import BenchObserver, FrameHasher
 from fcnopt.evaluate.options import BenchOptions
-from fcnopt.evaluate.resample import block_length
+from fcnopt.evaluate.resample import block_length, blocks_of
 from fcnopt.evaluate.result import EngineResult, Memory, Stages, Truth
 from fcnopt.evaluate.scores import Scorer, accuracy
 from fcnopt.evaluate.turns import Entrant, FrameTimes, Turn, close
@@ -67,6 +67,7 @@ class Rounds:
         truth: What accuracy is measured against.
         frames: Frames measured so far.
         truth_frames: Those of them that have a truth.
+        hasher: Of the frames measured, as the reference takes them.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Rounds:
         self.truth: Truth = "labels" if clip.labelled else "reference"
         self.frames = 0
         self.truth_frames = 0
+        self.hasher = FrameHasher(runners[0].spec.frame)
         self._observers = observers
         self._source = iter(clip)  # with label maps, read between turns: no engine pays for them
         classes = runners[0].spec.classes
@@ -127,6 +129,7 @@ class Rounds:
             truth = self._truth_of(frame, labels[0])
             for contender, own in zip(self.contenders, labels, strict=True):
                 self._add(contender, frame, own, labels[0], truth)
+            self.hasher.add(frame.image)
             self.frames += 1
             self.truth_frames += truth is not None
             named = {c.entrant.name: own for c, own in zip(self.contenders[1:], labels[1:], strict=True)}
@@ -166,6 +169,17 @@ class Rounds:
             return None
         return block_length(self.truth_frames, self._clip.fps * self.truth_frames / self.frames)
 
+    @property
+    def truth_pixels(self) -> tuple[int, ...]:
+        """Pixels of truth a class."""
+        return tuple(int(count) for count in self.contenders[0].scorer.truth.frames[:, 1].sum(axis=0))
+
+    @property
+    def truth_blocks(self) -> tuple[int, ...]:
+        """Blocks of frames that show a class; the blocks of the intervals, and single frames where there are none."""
+        pixels = self.contenders[0].scorer.truth.frames[:, 1]
+        return tuple(int(count) for count in blocks_of(pixels, self.interval_block_frames or 1))
+
     def result(self, which: int) -> EngineResult:
         """The figures of one contender."""
         if not self.truth_frames:
@@ -203,7 +217,7 @@ def _precision(entrant: Entrant, options: BenchOptions) -> str:
     if entrant.name in options.precisions:
         return options.precisions[entrant.name]
     words = re.split(r"[^a-z0-9]+", entrant.name.lower())
-    return next((word for word in words if word in (*get_args(Precision), "fp8")), "")
+    return next((word for word in words if word in get_args(Precision)), "")
 
 
 def _fps(contender: Contender) -> float:

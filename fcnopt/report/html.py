@@ -16,7 +16,7 @@ from fcnopt.evaluate.observe import FrameSample
 from fcnopt.evaluate.result import BenchResult, EngineResult
 from fcnopt.report.charts import DropScale, LatencyAxis
 from fcnopt.report.drawing import Image, colorize, difference
-from fcnopt.report.words import interval_note, interval_text, number, signed, verdicts
+from fcnopt.report.words import interval_note, interval_text, number, signed, unjudged_note, verdicts
 from fcnopt.spec import ClassSpec
 
 _PICTURE_WIDTH = 560
@@ -64,6 +64,7 @@ def render(result: BenchResult) -> str:
         verdicts=list(zip(result.engines, verdicts(result), strict=True)),
         fastest=max(row.fps for row in result.rows),
         interval_note=interval_note(result),
+        unjudged_note=unjudged_note(result),
         worst={engine.name: result.worst_class(engine) for engine in result.engines},
         scale=scale,
         bars=[[scale.bar(engine, c) for engine in result.engines] for c in range(len(classes))],

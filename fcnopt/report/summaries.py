@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from fcnopt.backends.base import EngineLayer
 from fcnopt.backends.survey import RuntimeStatus
 from fcnopt.bundle import Bundle
+from fcnopt.evaluate.budget import Verdict
 from fcnopt.graph.passes import PassReport
 from fcnopt.graph.stats import GraphStats
-from fcnopt.manifest import Manifest
+from fcnopt.manifest import AccuracyClaim, Manifest
 from fcnopt.report.terminal import new_console, new_table
+from fcnopt.report.words import interval_text, signed
 from fcnopt.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -57,10 +59,38 @@ def print_built(bundle: Bundle, *, console: Console | None = None) -> None:
         f"wrote {bundle.path}/ ({size / 1e6:.1f} MB): {manifest.precision} for {manifest.device}, {manifest.runtime}",
         f"from {manifest.sources['model']}",
         *([f"calibrated on {manifest.sources['calibration']}"] if "calibration" in manifest.sources else []),
+        *([f"accuracy: {claim_text(manifest.accuracy)}"] if manifest.accuracy is not None else []),
         *(f"note: {note}" for note in manifest.notes),
     ]
     if manifest.layers:
         lines.append(f"engine layers: {_precisions(manifest.layers)}")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_verdict(verdict: Verdict, *, per_class: bool = False, console: Console | None = None) -> None:
+    """Print whether a budget is kept and why, and how many frames it would take to tell.
+
+    Args:
+        verdict: Of `fcnopt.evaluate.budget.judge`.
+        per_class: Print the drop of every class too.
+        console: Where to; None for standard output.
+    """
+    console = console or new_console()
+    if per_class:
+        table = new_table([("class", False), ("drop", True), ("95 %", True), ("pixels\nof truth", True), ("", False)])
+        for entry in verdict.classes:
+            drop = "-" if entry.drop is None else signed(entry.drop)
+            table.add_row(entry.name, drop, interval_text(entry.interval), f"{entry.pixels:,}", entry.reason)
+        console.print(table)
+    lines = list(verdict.reasons)
+    if verdict.budget is not None:
+        lines[0] = f"budget {'kept' if verdict.kept else 'missed'}: {lines[0]}"
+    if verdict.frames_needed is not None:
+        lines.append(
+            f"{verdict.frames} frames are too few to tell: about {verdict.frames_needed:,} would do if the mean drop "
+            "stays what it is"
+        )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -115,6 +145,25 @@ def print_doctor(machine: dict[str, Any], found: Sequence[RuntimeStatus], *, con
             console.print(f"{status.name}: {status.fix}", highlight=False, soft_wrap=True)
 
 
+def claim_text(claim: AccuracyClaim) -> str:
+    """A bundle's claim of accuracy in one line: drop, worst class, equal labels, on what, and within which budget."""
+    parts = [f"mIoU drop {signed(claim.miou_drop)}"]
+    if claim.miou_drop_interval is not None:
+        parts[0] += f" ({interval_text(claim.miou_drop_interval)})"
+    if claim.worst_class is not None and claim.worst_class_drop is not None:
+        parts.append(f"worst class {claim.worst_class} {signed(claim.worst_class_drop)}")
+    parts.append(f"{claim.equal_labels:.2f} % equal labels")
+    truth = "label maps" if claim.truth == "labels" else "the FP32 reference's labels"
+    frames = f"{claim.frames} frame{'s' if claim.frames != 1 else ''} of {claim.clip}"
+    text = f"{', '.join(parts)}; against {truth} on {frames}, {claim.date[:10]}"
+    if claim.budget is not None and claim.budget.get("max_miou_drop") is not None:
+        text += f"; budget {claim.budget['max_miou_drop']:g}"
+        limit = claim.budget.get("max_class_drop")
+        text += f", {limit:g} a class" if limit is not None else ""
+        text += f" on the {claim.budget.get('on', 'interval')}"
+    return text
+
+
 def layer_table(layers: Sequence[EngineLayer]) -> Any:
     """A table of an engine's layers: what each computes in, and which ONNX nodes were fused into it."""
     table = new_table([("layer", False), ("precision", False), ("fused from", False)])
@@ -141,6 +190,8 @@ def _say_manifest(say: Any, manifest: Manifest) -> None:
         say(f"  calibrated on {manifest.sources['frames']} frames: {manifest.sources['calibration']}")
     for note in manifest.notes:
         say(f"  note       {note}")
+    if manifest.accuracy is not None:
+        say(f"  claims     {claim_text(manifest.accuracy)}")
     for measured in manifest.measurements:
         interval = measured.get("miou_drop_interval")
         sure = f" ({interval[0]:+.2f} to {interval[1]:+.2f})" if interval else ""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fcnopt.evaluate.result import BenchResult, EngineResult
-from fcnopt.report.words import interval_note, interval_text, number, signed, verdicts
+from fcnopt.report.words import interval_note, interval_text, number, signed, unjudged_note, verdicts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,7 @@ def print_bench(result: BenchResult, *, per_class: bool = False, console: Consol
     console.print(_engines(result))
     if per_class:
         console.print(_classes(result))
-    notes = [note for note in (interval_note(result), *result.notes) if note]
+    notes = [note for note in (interval_note(result), unjudged_note(result), *result.notes) if note]
     for line in (*verdicts(result), *(f"note: {note}" for note in notes)):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -105,7 +105,11 @@ def _worst(worst: tuple[str, float] | None) -> str:
 
 
 def _classes(result: BenchResult) -> Table:
-    table = new_table([("class", False), *((_class_header(result, e), True) for e in result.rows)])
+    pixels, remarks = result.truth_pixels, result.unjudged
+    headers = [("class", False), *((_class_header(result, e), True) for e in result.rows)]
+    headers += [("pixels\nof truth", True)] if pixels is not None else []
+    headers += [("", False)] if any(remarks) else []
+    table = new_table(headers)
     for place, name in enumerate(result.classes):
         cells = []
         for engine in result.rows:
@@ -114,7 +118,8 @@ def _classes(result: BenchResult) -> Table:
             if engine is not result.reference and drop is not None:
                 text += f"{signed(drop):>8}"
             cells.append(text)
-        table.add_row(name, *cells)
+        cells += [f"{pixels[place]:,}"] if pixels is not None else []
+        table.add_row(name, *cells, *([remarks[place]] if any(remarks) else []))
     return table
 
 

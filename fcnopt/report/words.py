@@ -33,6 +33,13 @@ def interval_note(result: BenchResult) -> str:
     return f"95 % interval over {'single frames' if block == 1 else f'frames in blocks of {block}'}"
 
 
+def unjudged_note(result: BenchResult) -> str:
+    """Which classes' drops say little, or nothing where all can be judged. What is not in the truth has no drop."""
+    pixels = result.truth_pixels or ()
+    names = [n for n, why, count in zip(result.classes, result.unjudged, pixels, strict=False) if why and count]
+    return f"too few pixels or frames to judge the drop of {', '.join(names)}" if names else ""
+
+
 def verdicts(result: BenchResult) -> tuple[str, ...]:
     """One sentence an engine: how fast, what it costs, and where it costs most."""
     return tuple(_verdict(result, engine) for engine in result.engines)

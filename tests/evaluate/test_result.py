@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fcnopt.evaluate
 from fcnopt.errors import GateError, UsageError
 from fcnopt.evaluate.bench import BenchOptions, bench
 from fcnopt.evaluate.result import BenchResult, check_gates, result_schema
-from tests.evaluate.fakes import FakeClip, FakeRunner, wrong_corner
+from fcnopt.media.clips import fit_frame
+from fcnopt.spec import FrameSpec, ModelSpec
+from tests.evaluate.fakes import CLASSES, FakeClip, FakeRunner, wrong_corner
 
 SCHEMA = Path(fcnopt.evaluate.__file__).with_name("benchmark.schema.json")
 
@@ -39,10 +43,42 @@ def test_json_brings_back_the_result(result: BenchResult) -> None:
     assert again.machine == {"cpu": "two cores", "memory_gib": 24.0, "gpus": []}
 
 
+def test_a_result_of_the_first_version_is_read_without_what_it_did_not_have(result: BenchResult) -> None:
+    data = result.to_dict() | {"schema_version": 1}
+    for name in ("frames_sha256", "truth_pixels", "truth_blocks"):
+        del data[name]
+    again = BenchResult.from_json(json.dumps(data))
+    assert again == replace(result, frames_sha256=None, truth_pixels=None, truth_blocks=None)
+    assert again.unjudged == ("",) * 4
+    assert BenchResult.from_json(again.to_json()) == again
+
+
+def test_the_frames_are_named_by_their_hash_and_counted_by_class(result: BenchResult) -> None:
+    clip = FakeClip()
+    bytes_of_all = b"".join(frame.image.tobytes() for frame in clip)
+    assert result.frames_sha256 == hashlib.sha256(bytes_of_all).hexdigest()
+    expected = np.bincount(np.stack([clip.truth(i) for i in range(12)]).ravel(), minlength=4)
+    assert result.truth_pixels == tuple(expected)
+    assert result.truth_blocks == (4, 4, 4, 4)  # 12 frames in blocks of 3
+    assert result.unjudged == ("too few pixels to judge",) * 4
+    shifted = replace(result, truth_pixels=(0, 10_000, 10_000, 1), truth_blocks=(0, 4, 3, 1))
+    assert shifted.unjudged == ("not in the truth", "", "in too few frames to judge", "too few pixels to judge")
+
+
+def test_the_hash_is_of_the_frames_as_the_reference_takes_them() -> None:
+    """RGB at half the size: the same hash as calibration frames of such a model have."""
+    spec = ModelSpec(FrameSpec(12, 16, color="RGB"), CLASSES)
+    runner = FakeRunner(change=lambda labels, _: labels // 80)  # of what is now the red channel
+    runner.spec = spec
+    found = bench(FakeClip(frames=3), [], runner, BenchOptions(warmup_frames=0, bootstrap_samples=0))
+    fitted = b"".join(fit_frame(frame.image, spec.frame).tobytes() for frame in FakeClip(frames=3))
+    assert found.frames_sha256 == hashlib.sha256(fitted).hexdigest()
+
+
 def test_the_dict_is_the_parsed_json(result: BenchResult) -> None:
     assert result.to_dict() == json.loads(result.to_json())
     assert "samples" not in result.to_dict()
-    assert result.to_dict()["schema_version"] == 1
+    assert result.to_dict()["schema_version"] == 2
 
 
 def test_the_schema_file_is_that_of_the_classes() -> None:
@@ -96,7 +132,7 @@ def faults(schema: dict[str, Any], data: Any, path: str = "") -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(schema_version=2), "schema version 2, this fcnopt reads 1"),
+        (lambda d: d.update(schema_version=3), "schema version 3, this fcnopt reads 2"),
         (lambda d: d["engines"][0].pop("fps"), r"result\.engines\[0\]: missing fps"),
         (lambda d: d["engines"][0].update(extra=1), r"result\.engines\[0\]: unknown extra"),
         (lambda d: d.update(frames="12"), r"result\.frames: expected integer, found '12'"),

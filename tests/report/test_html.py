@@ -109,6 +109,16 @@ def test_the_class_table_shows_iou_and_drop_of_every_engine(result: BenchResult,
         assert page.fields[name, "drop"] == [signed(engine.drop.iou[place] or 0.0) for engine in result.engines]
 
 
+def test_the_class_table_says_which_classes_have_too_few_pixels(result: BenchResult, page: Page) -> None:
+    assert [page.fields[name, "pixels"] for name in result.classes] == [["2,304"]] * 4
+    assert [page.fields[name, "unjudged"] for name in result.classes] == [["too few pixels to judge"]] * 4
+    many = Page(render(replace(result, truth_pixels=(20_000, 20_000, 3, 0))))
+    assert {name for name, field in many.fields if field == "unjudged"} == {"pole", "sky"}
+    assert "There are too few pixels or frames to judge the drop of pole." in "".join(many.text)
+    unknown = Page(render(replace(result, truth_pixels=None, truth_blocks=None)))
+    assert not [field for _, field in unknown.fields if field in ("pixels", "unjudged")]
+
+
 def test_pictures_of_every_sample_are_inside_and_whole(result: BenchResult, page: Page) -> None:
     kinds = ["image", "truth", "reference", "engine", "difference", "engine", "difference"]
     assert [kind for kind, _ in page.images] == kinds * len(result.samples)

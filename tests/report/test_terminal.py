@@ -59,8 +59,26 @@ def test_classes_are_printed_on_request(result: BenchResult) -> None:
     expected = [f"{result.reference.accuracy.iou[3]:.2f}"]
     for engine in result.engines:
         expected += [f"{engine.accuracy.iou[3]:.2f}", signed(engine.drop.iou[3] or 0.0)]
-    assert line.split()[1:] == expected
+    assert line.split("  too few")[0].split()[1:] == [*expected, "2,304"]
+    assert line.rstrip().endswith("too few pixels to judge")
     assert not [t for t in printed(result).splitlines() if re.match(r" ?sky ", t)]
+
+
+def test_classes_that_can_be_judged_have_no_remark(result: BenchResult) -> None:
+    many = replace(result, truth_pixels=(20_000, 20_000, 3, 0))
+    text = printed(many, per_class=True)
+    lines = {
+        line.split()[0]: line.rstrip() for line in text.splitlines() if "," in line or " 3 " in line or " 0 " in line
+    }
+    assert lines["road"].endswith("20,000")
+    assert lines["pole"].endswith("3   too few pixels to judge")
+    assert lines["sky"].endswith("0   not in the truth")
+    assert "note: too few pixels or frames to judge the drop of pole" in text.splitlines()
+    judged = printed(replace(result, truth_pixels=(20_000,) * 4), per_class=True)
+    assert "to judge" not in judged
+    unknown = printed(replace(result, truth_pixels=None, truth_blocks=None), per_class=True)
+    assert "of truth" not in unknown
+    assert "to judge" not in unknown
 
 
 def test_it_is_plain_off_a_terminal(result: BenchResult, capsys: pytest.CaptureFixture[str]) -> None:
