@@ -21,12 +21,12 @@ import numpy as np
 from fcnopt import bench, build, export
 from fcnopt.backends.base import EngineLayer
 from fcnopt.backends.machine import describe_machine
-from fcnopt.builder import BuildSettings
 from fcnopt.bundle import Bundle
 from fcnopt.evaluate.result import BenchResult
 from fcnopt.graph import io
 from fcnopt.graph.stats import macs_by_node
 from fcnopt.report.progress import ConsoleProgress
+from fcnopt.settings import BuildSettings
 
 ENGINES = (
     ("fp32", "openvino"),

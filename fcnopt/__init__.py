@@ -1,8 +1,8 @@
 """Deploy trained fully convolutional segmentation networks on NVIDIA GPUs.
 
-The verbs are `export`, `optimize`, `build`, `load`, `bench` and `inspect`; `ExportOptions`, `BuildSettings` (with
-`BuildOptions` for the runtime) and `BenchFiles` hold their less common choices. Each is imported when it is first
-used, so that `import fcnopt` loads no runtime.
+The verbs are `export`, `optimize`, `build`, `load`, `bench`, `compare` and `inspect`; `ExportOptions`, `BuildSettings`
+(with `BuildOptions` for the runtime, `ValidationSource` and `Budget` for accuracy) and `BenchFiles` hold their less
+common choices. Each is imported when it is first used, so that `import fcnopt` loads no runtime.
 """
 
 from typing import TYPE_CHECKING
@@ -11,24 +11,31 @@ from fcnopt.errors import FcnoptError
 from fcnopt.version import __version__
 
 if TYPE_CHECKING:
+    from fcnopt.accuracy import ValidationSource
     from fcnopt.backends.base import BuildOptions
     from fcnopt.benchmark import BenchFiles, bench
-    from fcnopt.builder import BuildSettings, build, optimize
+    from fcnopt.builder import build, optimize
     from fcnopt.bundle import load
+    from fcnopt.comparison import compare
+    from fcnopt.evaluate.budget import Budget
     from fcnopt.evaluate.result import check_gates
     from fcnopt.exporter import ExportOptions, export
     from fcnopt.inspection import inspect
+    from fcnopt.settings import BuildSettings
 
 __all__ = [
     "BenchFiles",
+    "Budget",
     "BuildOptions",
     "BuildSettings",
     "ExportOptions",
     "FcnoptError",
+    "ValidationSource",
     "__version__",
     "bench",
     "build",
     "check_gates",
+    "compare",
     "export",
     "inspect",
     "load",
@@ -36,13 +43,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Budget": "fcnopt.evaluate.budget",
     "BenchFiles": "fcnopt.benchmark",
     "BuildOptions": "fcnopt.backends.base",
-    "BuildSettings": "fcnopt.builder",
+    "BuildSettings": "fcnopt.settings",
     "ExportOptions": "fcnopt.exporter",
+    "ValidationSource": "fcnopt.accuracy",
     "bench": "fcnopt.benchmark",
     "build": "fcnopt.builder",
     "check_gates": "fcnopt.evaluate.result",
+    "compare": "fcnopt.comparison",
     "export": "fcnopt.exporter",
     "inspect": "fcnopt.inspection",
     "load": "fcnopt.bundle",

@@ -3,87 +3,40 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any
 
 from fcnopt import bundle as bundles
+from fcnopt.accuracy import Assignment
 from fcnopt.backends import Target, default_target, make_builder
 from fcnopt.backends.base import BuildOptions, Built, Precision, Progress
 from fcnopt.backends.machine import describe_machine
-from fcnopt.errors import CalibrationError, FcnoptError, UsageError
+from fcnopt.errors import CalibrationError, UsageError
 from fcnopt.graph import io
 from fcnopt.graph.passes import PassReport
 from fcnopt.graph.passes import optimize as run_passes
-from fcnopt.manifest import Manifest
+from fcnopt.locate import ENGINES, model_file, newest_model
+from fcnopt.manifest import AccuracyClaim, Manifest
 from fcnopt.quantize import PrecisionResult, make_precision
 from fcnopt.quantize.frames import CalibrationFrames
-from fcnopt.quantize.ranges import Method
+from fcnopt.quantize.methods import Quantized
+from fcnopt.quantize.precision import checked_frames, finish
+from fcnopt.quantize.qdq import Form, activation_kind
+from fcnopt.quantize.recipe import Recipe
+from fcnopt.quantize.select import collect_diverse
+from fcnopt.quantize.tune import tune
 from fcnopt.selftest import prove
+from fcnopt.settings import BuildSettings, checked_precision
 from fcnopt.spec import ModelSpec
 from fcnopt.version import __version__
 
-ENGINES = Path("engines")
-CALIB = Path("calib")
+if TYPE_CHECKING:
+    import onnx
+
 _FEW_FRAMES = 32
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """The less common choices of `build`.
-
-    Attributes:
-        method: How int8 ranges are chosen: auto, minmax, percentile, entropy or mse.
-        max_frames: Most calibration frames, evenly spaced over all that are given.
-        name: The bundle's name; None makes one of model, precision and target.
-        folder: Where bundles go, and where the newest model is looked for.
-        calib: Where frames are looked for when none are named, and where ranges are kept.
-        recalibrate: Measure ranges anew even where kept ones exist, and replace those.
-        optimize: Run the graph passes first.
-        backend: Choices for the runtime's builder.
-    """
-
-    method: Method = "auto"
-    max_frames: int = 64
-    name: str | None = None
-    folder: Path = ENGINES
-    calib: Path = CALIB
-    recalibrate: bool = False
-    optimize: bool = True
-    backend: BuildOptions = field(default_factory=BuildOptions)
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise UsageError(f"method {self.method!r} is unknown", fix=f"use one of {', '.join(get_args(Method))}")
-        if self.max_frames < 1:
-            raise UsageError(f"max_frames is {self.max_frames}", fix="give at least one frame")
-        if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name[0] == "."):
-            raise UsageError(f"name {self.name!r} is not a folder name", fix="give a plain name without slashes")
-
-    @classmethod
-    def parse(
-        cls,
-        *,
-        shapes: str | None = None,
-        workspace_mib: int | None = None,
-        version_compatible: bool = False,
-        hardware_compatible: bool = False,
-        timing_cache: Path | None = None,
-        no_optimize: bool = False,
-        **others: Any,
-    ) -> Self:
-        """Settings from words: `shapes` as "1x360x480,1x360x480,4x720x960" (min, best, max); others as in the class."""
-        if workspace_mib is not None and workspace_mib < 1:
-            raise UsageError(f"workspace is {workspace_mib} MiB", fix="give 1 MiB or more")
-        backend = BuildOptions(
-            shapes=_parse_shapes(shapes) if shapes else None,
-            workspace_bytes=None if workspace_mib is None else workspace_mib << 20,
-            version_compatible=version_compatible,
-            hardware_compatible=hardware_compatible,
-            timing_cache=timing_cache,
-        )
-        return cls(optimize=not no_optimize, backend=backend, **others)
 
 
 def build(
@@ -99,9 +52,9 @@ def build(
 
     Args:
         model: An ONNX file that `export` wrote; None takes the newest in engines/.
-        precision: fp32, fp16, bf16 or int8; None takes the best half precision that the target has.
+        precision: fp32, fp16, bf16, int8 or fp8; None takes the best half precision that the target has.
         target: See `Target.parse`; None takes the best that this machine can build and run.
-        calibration: Images, folders, videos; None takes calib/ where it exists. int8 needs some.
+        calibration: Images, folders, videos; None takes calib/ where it exists. int8 and fp8 need some.
         settings: The less common choices.
         progress: Called as the build goes on.
 
@@ -110,7 +63,7 @@ def build(
 
     Raises:
         UsageError: An argument is wrong, or there is no model.
-        CalibrationError: int8 has no frames, or the kept ranges belong to something else.
+        CalibrationError: int8 or fp8 has no frames, or the kept ranges belong to something else.
         BuildError: The runtime refused the graph, or the engine does not agree with it.
     """
     settings = settings or BuildSettings()
@@ -123,6 +76,11 @@ def build(
     builder = make_builder(aim)
     builder.check(backend)
     _refuse_unused(settings.backend, aim)
+    if settings.validation is not None and wanted not in ("int8", "fp8"):
+        raise UsageError(
+            f"--validation was given, but {wanted} leaves nothing to search",
+            fix="add --precision int8, or bench instead",
+        )
     place = settings.folder / (settings.name or f"{source.stem}-{wanted}-{aim.file_safe}")
     bundles.prepare(place)
     report("load", 0.0)
@@ -136,36 +94,79 @@ def build(
             fix=f"run `fcnopt export {source} --classes ... --normalize ...` first: it adds both to the graph",
         )
     # Only a rewritten graph is decided from frames; for the others one will do, for the known answer.
-    rewritten = wanted == "int8" or (wanted != "fp32" and aim.form == "tensorrt")
-    drawn = settings if rewritten else replace(settings, max_frames=1)
-    frames = calibration_frames(calibration, drawn, spec, needed=wanted == "int8")
+    quantized = wanted in ("int8", "fp8")
+    rewritten = quantized or (wanted != "fp32" and aim.form == "tensorrt")
+    drawn = settings if rewritten else replace(settings, max_frames=1, select="even")
+    frames = calibration_frames(calibration, drawn, spec, original, needed=quantized, progress=report)
     optimized, passes = run_passes(original, progress=report) if settings.optimize else (original, ())
-    kept = settings.calib / f"{source.stem}.json"
-    range_file = kept.with_suffix(".new.json") if settings.recalibrate else kept
-    if settings.recalibrate:
-        range_file.unlink(missing_ok=True)
-    precise = make_precision(
-        optimized,
-        spec,
-        wanted,
-        form=aim.form,
-        frames=frames,
-        method=settings.method,
-        range_file=range_file if wanted == "int8" else None,
-        progress=report,
-    )
-    if range_file != kept and range_file.exists():
-        range_file.replace(kept)
+    work = _Work(source, optimized, spec, wanted, aim, frames, settings, report)
+    precise, recipe, accuracy = _quantized(work) if quantized else (_rewritten(work), None, None)
     with bundles.staged(place) as folder:
         graph = folder / bundles.MODEL
         io.save(precise.model, graph)
+        if recipe is not None:
+            bundles.write_text(folder / bundles.RECIPE, json.dumps(recipe.to_dict(), indent=1) + "\n")
         built = builder.build(graph, folder, backend, report)
         min_agreement = prove(graph, built, aim, wanted, spec, frames, report)
         manifest = describe(place.name, source, aim, wanted, spec, built, precise, frames)
         failed = tuple(f"graph pass {one.name}: {reason}" for one in passes for reason in one.taken_back)
-        bundles.finish(folder, replace(manifest, min_agreement=min_agreement, notes=(*failed, *manifest.notes)))
+        bundles.finish(
+            folder,
+            replace(manifest, min_agreement=min_agreement, notes=(*failed, *manifest.notes), accuracy=accuracy),
+        )
     report("done", 1.0)
     return place
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the precision step works on."""
+
+    source: Path
+    model: onnx.ModelProto
+    spec: ModelSpec
+    precision: Precision
+    target: Target
+    frames: CalibrationFrames | None
+    settings: BuildSettings
+    progress: Progress
+
+
+def _rewritten(work: _Work) -> PrecisionResult:
+    return make_precision(
+        work.model, work.spec, work.precision, form=work.target.form, frames=work.frames, progress=work.progress
+    )
+
+
+def _quantized(work: _Work) -> tuple[PrecisionResult, Recipe, AccuracyClaim | None]:
+    """The graph, every decision about it, and its accuracy where validation frames were given."""
+    settings, form = work.settings, work.target.form
+    precision: Quantized = "fp8" if work.precision == "fp8" else "int8"
+    activation_kind(form, precision)  # refuses fp8 for CPUs before any work
+    frames = checked_frames(work.frames, work.spec, precision)
+    kept = settings.calib / f"{work.source.stem}.json", recipe_place(settings.calib, work.source, precision, form)
+    # What is decided anew replaces what was kept when it is whole, not before.
+    used = tuple(path.with_name(f".new-{path.name}") if settings.recalibrate else path for path in kept)
+    if settings.recalibrate:
+        for path in used:
+            path.unlink(missing_ok=True)
+    tuned = tune(work.model, frames, precision, form, settings.method, used[0], work.progress, None, used[1])
+    if settings.recalibrate:
+        for new, old in zip(used, kept, strict=True):
+            new.replace(old)
+        tuned.recipe.path = kept[1]
+    if settings.validation is None:
+        return finish(tuned, work.model, frames, settings.method), tuned.recipe, None
+    search = Assignment(
+        tuned, work.model, work.spec, frames, settings.method, work.target, settings.validation, work.progress
+    )
+    found = search.run(str(work.source))
+    return found.result, tuned.recipe, found.claim
+
+
+def recipe_place(calib: Path, model: Path, precision: Precision, form: Form) -> Path:
+    """Where decisions about a model are kept."""
+    return calib / f"{model.stem}-{precision}-{form}.recipe.json"
 
 
 def optimize(
@@ -191,54 +192,6 @@ def optimize(
     return place, reports
 
 
-def model_file(path: str | Path) -> Path:
-    """`path`, unless it is a bundle or a checkpoint.
-
-    Raises:
-        UsageError: It is one of these; says what to do instead.
-    """
-    file = Path(path)
-    if (file / bundles.MANIFEST).is_file():
-        raise UsageError(f"{file}: is a bundle", fix="give the ONNX model that it was built from")
-    if file.suffix in (".pth", ".pt", ".safetensors"):
-        raise UsageError(f"{file}: is a checkpoint, not an ONNX model", fix=f"run `fcnopt export {file}` first")
-    return file
-
-
-def newest_model(folder: Path) -> Path:
-    """The newest exported ONNX file in `folder`.
-
-    Raises:
-        UsageError: There is none.
-    """
-    models = [p for p in folder.glob("*.onnx") if not p.name.endswith(".opt.onnx")]
-    if not models:
-        raise UsageError(
-            f"no model given, and none in {folder}/", fix="run `fcnopt export CHECKPOINT` first, or name an ONNX file"
-        )
-    return max(models, key=lambda p: p.stat().st_mtime)
-
-
-def newest_bundle(folder: Path) -> Path:
-    """The newest bundle in `folder`.
-
-    Raises:
-        UsageError: There is none.
-    """
-    manifests = (p.parent for p in folder.glob(f"*/{bundles.MANIFEST}") if not p.parent.name.startswith("."))
-    found = [path for path in manifests if (path / bundles.MODEL).is_file()]
-    if not found:
-        raise UsageError(f"no engine given, and none in {folder}/", fix="run `fcnopt build` first, or name a bundle")
-    return max(found, key=lambda p: (p / bundles.MODEL).stat().st_mtime)
-
-
-def checked_precision(precision: str) -> Precision:
-    """`precision` if it is one, else `UsageError`."""
-    if precision not in get_args(Precision):
-        raise UsageError(f"precision {precision!r} is unknown", fix=f"use one of {', '.join(get_args(Precision))}")
-    return precision  # type: ignore[return-value]
-
-
 def default_precision(target: Target) -> Precision:
     """The half precision that `target` computes fast: fp16 on NVIDIA GPUs, bf16 on CPUs that have it, else fp32."""
     if target.form == "tensorrt" or target.device == "cuda":
@@ -247,27 +200,52 @@ def default_precision(target: Target) -> Precision:
 
 
 def calibration_frames(
-    given: str | Path | Sequence[str | Path] | None, settings: BuildSettings, spec: ModelSpec, *, needed: bool
+    given: str | Path | Sequence[str | Path] | None,
+    settings: BuildSettings,
+    spec: ModelSpec,
+    model: onnx.ModelProto,
+    *,
+    needed: bool,
+    progress: Progress,
 ) -> CalibrationFrames | None:
     """The calibration frames named, else those in calib/; None where there are none and none are needed.
+
+    Args:
+        given: Images, folders and videos; None takes calib/.
+        settings: Say how many, and which.
+        spec: Of the model.
+        model: FP32; judges frames where `settings.select` is diverse.
+        needed: Whether having none is an error.
+        progress: Called as frames are judged.
 
     Raises:
         CalibrationError: There are none, and they are needed.
     """
     if given is not None:
         paths = [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]
-        return CalibrationFrames.collect(paths, spec, limit=settings.max_frames)
+        return _collect(paths, settings, spec, model, progress)
     calib = settings.calib
     if calib.is_dir() and any(p.suffix not in (".json", ".md") for p in calib.iterdir()):
-        return CalibrationFrames.collect([calib], spec, limit=settings.max_frames)
+        return _collect([calib], settings, spec, model, progress)
     if needed:
         raise CalibrationError(
-            "int8 needs calibration frames, and there are none: no --calibration was given and "
+            "int8 needs calibration frames (as fp8 does), and there are none: no --calibration was given and "
             f"{calib}/ has no images, folders or videos",
             fix=f"put 32 or more frames as the car's camera gives them into {calib}/, or give --calibration PATH "
             "(images, a folder, a video). Do not use the clip that you evaluate on",
         )
     return None
+
+
+def _collect(
+    paths: Sequence[Path], settings: BuildSettings, spec: ModelSpec, model: onnx.ModelProto, progress: Progress
+) -> CalibrationFrames:
+    if settings.select == "even":
+        return CalibrationFrames.collect(paths, spec, limit=settings.max_frames)
+    progress("pick frames", 0.0)
+    return collect_diverse(
+        paths, spec, model, limit=settings.max_frames, progress=lambda done: progress("pick frames", done)
+    )
 
 
 def describe(
@@ -300,15 +278,17 @@ def describe(
         min_agreement=1.0,
         quantization=precise.report,
         layers=built.layers,
-        notes=(*precise.notes, *_few_frames(precision, frames), *built.notes),
+        notes=(*precise.notes, *(frames.notes if frames else ()), *_few_frames(precision, frames), *built.notes),
         machine=describe_machine(),
     )
 
 
 def _few_frames(precision: Precision, frames: CalibrationFrames | None) -> tuple[str, ...]:
-    if precision != "int8" or frames is None or frames.count >= _FEW_FRAMES:
+    if precision not in ("int8", "fp8") or frames is None or frames.count >= _FEW_FRAMES:
         return ()
-    return (f"int8: calibrated on {frames.count} frames only; {_FEW_FRAMES} or more, of several drives, are advised",)
+    return (
+        f"{precision}: calibrated on {frames.count} frames only; {_FEW_FRAMES} or more, of several drives, are advised",
+    )
 
 
 def _refuse_unused(options: BuildOptions, target: Target) -> None:
@@ -320,33 +300,3 @@ def _refuse_unused(options: BuildOptions, target: Target) -> None:
     ]
     if given and not target.runtime.startswith("tensorrt"):
         raise UsageError(f"{target}: {', '.join(given)} cannot be chosen", fix="leave them out: they are TensorRT's")
-
-
-def find_reference(bundle: bundles.Bundle) -> Path:
-    """The FP32 model that `bundle` was built from.
-
-    Raises:
-        FcnoptError: It is not where it was, or is another file by now.
-    """
-    named = Path(str(bundle.manifest.sources["model"]))
-    for path in (named, bundle.path.parent / named.name):
-        if path.is_file() and bundles.sha256_of(path) == bundle.manifest.sources["model_sha256"]:
-            return path
-    raise FcnoptError(
-        f"{bundle.path}: its FP32 reference {named} is missing or was changed since the build",
-        fix="give it with --reference PATH, or build the bundle again",
-    )
-
-
-def _parse_shapes(text: str) -> tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]:
-    """The (N, H, W) of "1x360x480,1x360x480,4x720x960"."""
-    try:
-        least, best, most = ([int(number) for number in part.lower().split("x")] for part in text.split(","))
-        shapes = (least[0], least[1], least[2]), (best[0], best[1], best[2]), (most[0], most[1], most[2])
-    except (ValueError, IndexError) as error:
-        raise UsageError(
-            f"shapes {text!r} are not three sizes", fix="give MIN,BEST,MAX such as 1x360x480,1x360x480,4x720x960"
-        ) from error
-    if any(not 1 <= low <= middle <= high for low, middle, high in zip(*shapes, strict=True)):
-        raise UsageError(f"shapes {text!r} do not grow from MIN over BEST to MAX", fix="order them by size")
-    return shapes

@@ -36,6 +36,7 @@ from fcnopt.selftest import SELFTEST, run_selftest
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+RECIPE = "recipe.json"
 _MAX_MANIFEST_BYTES = 16 << 20
 
 

@@ -114,8 +114,8 @@ def optimize(model: Path | None, output: Path | None) -> None:
 
     Takes any ONNX file; without MODEL the newest in engines/. `fcnopt build` runs the same passes by itself.
     """
-    from fcnopt.builder import ENGINES, newest_model
     from fcnopt.builder import optimize as run
+    from fcnopt.locate import ENGINES, newest_model
     from fcnopt.report.summaries import print_passes
 
     model = model or taken(newest_model(ENGINES), "the newest model")
@@ -127,15 +127,37 @@ def optimize(model: Path | None, output: Path | None) -> None:
 
 @main.command()
 @click.argument("model", type=PATH, required=False)
-@click.option("--precision", help="fp32, fp16, bf16 or int8 [default: the best half precision of the target]")
+@click.option("--precision", help="fp32, fp16, bf16, int8, or fp8 (sm89 on) [default: the best half precision]")
 @click.option(
     "--target", help="tensorrt, tensorrt-rtx:sm86,sm89, openvino, onnxruntime[:cuda] [default: the best here]"
 )
 @click.option("--calibration", type=PATH, multiple=True, help="Images, folder or video; repeatable [default: calib/]")
 @click.option("--calib", type=PATH, default=Path("calib"), show_default=True, help="Folder of frames and ranges.")
-@click.option("--method", default="auto", show_default=True, help="int8 ranges: auto, minmax, percentile, entropy, mse")
-@click.option("--max-frames", type=int, default=64, show_default=True, help="Calibration frames, evenly spaced.")
+@click.option(
+    "--method", default="auto", show_default=True, help="int8 and fp8 ranges: auto, minmax, percentile, entropy, mse"
+)
+@click.option("--max-frames", type=int, default=64, show_default=True, help="Calibration frames, at most.")
+@click.option(
+    "--select",
+    default="even",
+    show_default=True,
+    help="Calibration frames: even (spacing), or diverse: those that cover the clip.",
+)
 @click.option("--recalibrate", is_flag=True, help="Measure ranges anew, replacing those kept in calib/MODEL.json.")
+@click.option(
+    "--validation", type=PATH, help="int8, fp8: images or video that accuracy is measured on; not calibrated on."
+)
+@click.option("--labels", type=PATH, help="Label maps of --validation [default: beside it, else FP32's labels]")
+@click.option("--max-miou-drop", type=float, help="Budget in points: the fastest precisions that keep it are searched.")
+@click.option("--max-class-drop", type=float, help="Budget in points, for every class.")
+@click.option(
+    "--budget-on",
+    type=click.Choice(["interval", "mean"]),
+    default="interval",
+    show_default=True,
+    help="What is held to it: the upper end of the drop's 95 % interval, or the mean.",
+)
+@click.option("--html", type=PATH, help="Write the search's table and Pareto plot as a page.")
 @click.option("--name", help="The bundle's name [default: MODEL-PRECISION-TARGET]")
 @click.option("--output", "folder", type=PATH, default=Path("engines"), show_default=True, help="Folder of bundles.")
 @click.option("--no-optimize", is_flag=True, help="Leave the graph as exported.")
@@ -146,16 +168,22 @@ def optimize(model: Path | None, output: Path | None) -> None:
 @click.option("--timing-cache", type=PATH, help="TensorRT: file that keeps kernel timings between builds.")
 @fails_plainly
 def build(
-    model: Path | None, precision: str | None, target: str | None, calibration: tuple[Path, ...], **choices: Any
+    model: Path | None,
+    precision: str | None,
+    target: str | None,
+    calibration: tuple[Path, ...],
+    html: Path | None,
+    **choices: Any,
 ) -> None:
     """Build an engine from MODEL and pack it as a bundle that proves itself.
 
-    Without MODEL the newest in engines/ is taken. int8 calibrates on --calibration, or on what lies in calib/.
+    Without MODEL the newest in engines/ is taken. int8 and fp8 calibrate on --calibration, or on what lies in calib/.
     """
-    from fcnopt.builder import BuildSettings, checked_precision, newest_model
     from fcnopt.builder import build as run
     from fcnopt.bundle import Bundle
+    from fcnopt.locate import newest_model
     from fcnopt.report.summaries import print_built
+    from fcnopt.settings import BuildSettings, checked_precision
 
     settings = BuildSettings.parse(**choices)
     wanted = checked_precision(precision) if precision else None
@@ -170,7 +198,23 @@ def build(
             progress=console,
         )
     print_built(Bundle.read(path))
+    show_search(path, html)
     click.echo("next: fcnopt bench VIDEO")
+
+
+def show_search(bundle: Path, html: Path | None) -> None:
+    """Print what a budget search found, and write it as a page."""
+    from fcnopt.bundle import write_text
+    from fcnopt.locate import read_search
+    from fcnopt.report.search import print_search, render_search
+
+    search = read_search(bundle)
+    if search is None:
+        return
+    print_search(search)
+    if html is not None:
+        write_text(html, render_search(search, bundle.name))
+        click.echo(f"wrote {html}")
 
 
 @main.command()
@@ -206,8 +250,8 @@ def bench(
     """
     from fcnopt.benchmark import BenchFiles
     from fcnopt.benchmark import bench as run
-    from fcnopt.builder import ENGINES, newest_bundle
     from fcnopt.evaluate.result import check_gates, check_limits
+    from fcnopt.locate import ENGINES, newest_bundle
     from fcnopt.report.terminal import print_bench
 
     gates = {name: choices.pop(name) for name in ("max_miou_drop", "max_class_drop", "min_fps")}
@@ -230,6 +274,33 @@ def bench(
         if path is not None:
             click.echo(f"wrote {path}")
     check_gates(result, **gates)
+
+
+@main.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.argument("clip", type=PATH)
+@click.option("--max-frames", type=int, default=16, show_default=True, help="Frames to compare, evenly spaced.")
+@click.option("--alone", is_flag=True, help="Also run each layer of B on A's inputs: the layer's own noise, measured.")
+@click.option("--top", type=click.IntRange(min=1), help="Print only the N worst layers, worst first.")
+@click.option("--json", type=PATH, help="Write the result as data.")
+@click.option("--html", type=PATH, help="Write a page with plot and table.")
+@fails_plainly
+def compare(a: Path, b: Path, clip: Path, top: int | None, **choices: Any) -> None:
+    """Show where two precisions part on CLIP, layer by layer: A is the reference, B is judged.
+
+    A and B are bundles or ONNX files; tensors are matched by name. Per layer: the signal-to-noise ratio (SQNR) of its
+    result, and how much of the noise is its own.
+    """
+    from fcnopt.comparison import compare as run
+    from fcnopt.report.parting import print_comparison
+
+    with progress() as console:
+        result = run(a, b, clip, progress=console, **choices)
+    print_comparison(result, top=top)
+    for path in (choices["json"], choices["html"]):
+        if path is not None:
+            click.echo(f"wrote {path}")
 
 
 @main.command()

@@ -9,13 +9,14 @@ from pathlib import Path
 from fcnopt.backends import default_target
 from fcnopt.backends.base import Progress
 from fcnopt.benchmark import BenchFiles, bench
-from fcnopt.builder import BuildSettings, build, default_precision, optimize
+from fcnopt.builder import build, default_precision, optimize
 from fcnopt.bundle import Bundle
 from fcnopt.errors import BackendError
 from fcnopt.evaluate.bench import BenchResult
 from fcnopt.exporter import export
 from fcnopt.graph.passes import PassReport
 from fcnopt.media.synth import SceneOptions, SynthClip
+from fcnopt.settings import BuildSettings
 
 CLIP_SEED, CALIBRATION_SEED = 7, 8  # the network was trained on seeds from 1000 on
 RTX_TARGET = "tensorrt-rtx:sm86,sm89"

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fcnopt.builder import model_file
 from fcnopt.bundle import MANIFEST, Bundle
 from fcnopt.graph import io
 from fcnopt.graph.stats import GraphStats, stats_of
+from fcnopt.locate import model_file
 from fcnopt.manifest import Manifest
 from fcnopt.spec import ModelSpec
 

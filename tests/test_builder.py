@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import fcnopt
 from fcnopt import builder, selftest
 from fcnopt.backends import Target
 from fcnopt.backends.base import BuildOptions, Outputs
-from fcnopt.builder import BuildSettings, build, find_reference, newest_bundle, newest_model, optimize
+from fcnopt.builder import build, optimize
 from fcnopt.bundle import Bundle, load
 from fcnopt.errors import BackendError, BuildError, BundleError, CalibrationError, FcnoptError, UsageError
 from fcnopt.graph import io
+from fcnopt.locate import find_reference, newest_bundle, newest_model
+from fcnopt.settings import BuildSettings
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
@@ -35,7 +38,7 @@ def test_engines_for_cpus_build_load_and_agree_with_fp32(
     assert Bundle.read(path).manifest.precision == precision
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
 def test_tensorrt_rtx_engines_build_without_a_gpu(
     tiny_model: Path, street: Path, tmp_path: Path, precision: Any
 ) -> None:
@@ -44,7 +47,7 @@ def test_tensorrt_rtx_engines_build_without_a_gpu(
     path = build(
         tiny_model,
         precision=precision,
-        target="tensorrt-rtx:sm86,sm89",
+        target="tensorrt-rtx:sm89" if precision == "fp8" else "tensorrt-rtx:sm86,sm89",
         calibration=street / "images",
         settings=settings,
     )
@@ -52,7 +55,7 @@ def test_tensorrt_rtx_engines_build_without_a_gpu(
     Bundle.read(path).verify()
     assert manifest.layers, "the build log names the engine's layers"
     precisions = {layer.precision for layer in manifest.layers}
-    assert ("int8" in precisions) == (precision == "int8")
+    assert precisions & {"int8", "fp8"} == ({precision} - {"fp16"})
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,43 @@ def test_int8_without_frames_is_an_error_that_says_how_to_give_some(
     assert "calib/" in caught.value.fix
     assert "--calibration" in caught.value.fix
     assert not list(tmp_path.glob("engines/*"))
+
+
+def test_frames_that_cover_the_clip_are_picked_the_same_way_again(
+    tiny_model: Path, street: Path, tmp_path: Path
+) -> None:
+    settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib", max_frames=3, select="diverse")
+    steps: list[tuple[str, float]] = []
+
+    def run() -> dict[str, Any]:
+        path = build(
+            tiny_model,
+            precision="int8",
+            target="onnxruntime",
+            calibration=street / "images",
+            settings=settings,
+            progress=lambda step, done: steps.append((step, done)),
+        )
+        return Bundle.read(path).manifest.sources
+
+    first = run()
+    assert "3 of 6 frames, 96x64" in first["calibration"]
+    assert "picked from 6 to cover them" in first["calibration"]
+    assert [done for step, done in steps if step == "pick frames"] == pytest.approx([i / 6 for i in range(7)])
+    kept = (settings.calib / "tiny.json").read_bytes()
+    assert run()["frames_sha256"] == first["frames_sha256"]
+    assert (settings.calib / "tiny.json").read_bytes() == kept
+
+
+def test_label_maps_left_out_are_noted_in_the_bundle(tiny_model: Path, street: Path, tmp_path: Path) -> None:
+    shutil.copytree(street / "images", tmp_path / "set" / "train")
+    shutil.copytree(street / "labels", tmp_path / "set" / "trainannot")
+    settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib")
+    path = build(tiny_model, precision="int8", target="onnxruntime", calibration=tmp_path / "set", settings=settings)
+    manifest = Bundle.read(path).manifest
+    assert manifest.sources["frames"] == 6
+    left = tmp_path / "set" / "trainannot"
+    assert f"calibration: left out the label maps in {left}" in manifest.notes
 
 
 def test_kept_ranges_are_used_again_and_refused_for_other_frames(
@@ -153,7 +193,7 @@ def test_a_recalibration_that_fails_keeps_the_old_ranges(
 
     run()
     kept = (tmp_path / "calib/tiny.json").read_bytes()
-    monkeypatch.setattr(builder, "make_precision", lambda *_a, **_k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(builder, "tune", lambda *_a, **_k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(recalibrate=True)
     assert (tmp_path / "calib/tiny.json").read_bytes() == kept
@@ -189,6 +229,9 @@ def test_wrong_words_are_named(tiny_model: Path, tmp_path: Path, arguments: Any,
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(UsageError, match="method 'mean'"):
         BuildSettings(method="mean")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="select 'best' is unknown") as caught:
+        BuildSettings(select="best")  # type: ignore[arg-type]
+    assert "even, diverse" in caught.value.fix
     with pytest.raises(UsageError, match="max_frames is 0"):
         BuildSettings(max_frames=0)
     with pytest.raises(UsageError, match="not a folder name"):

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 from fcnopt import bundle as bundles
-from fcnopt.builder import BuildSettings, build
+from fcnopt.builder import build
 from fcnopt.bundle import Bundle, load, staged
 from fcnopt.errors import BackendError, BundleError, UsageError
 from fcnopt.manifest import Manifest
 from fcnopt.media.clips import open_clip
 from fcnopt.selftest import SELFTEST, write_selftest
+from fcnopt.settings import BuildSettings
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_the_three_commands_work_one_after_another(work: Path) -> None:
     assert benched.exit_code == 0, benched.output
     assert "net-int8-" in benched.output
     assert "FPS" in benched.output
-    assert [p.name for p in sorted(work.glob("calib/*.json"))] == ["net.json"]
+    assert [p.name for p in sorted(work.glob("calib/*.json"))] == ["net-int8-cpu.recipe.json", "net.json"]
 
 
 def test_bench_writes_what_is_asked_for_and_records_it(work: Path) -> None:
@@ -75,6 +75,18 @@ def test_a_bench_on_the_calibration_frames_says_so() -> None:
     fcnopt("build", "--precision", "int8")
     assert "was calibrated on this clip" in fcnopt("bench", "calib/drive").output
     assert "was calibrated on this clip" not in fcnopt("bench", "video.mp4").output
+
+
+@pytest.mark.usefixtures("work")
+def test_select_picks_frames_that_cover_the_clip() -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    built = fcnopt("build", "--precision", "int8", "--max-frames", 2, "--select", "diverse")
+    assert built.exit_code == 0, built.output
+    assert "2 of 6 frames, 96x64, from calib, picked from 6 to cover them" in built.output
+    wrong = fcnopt("build", "--precision", "int8", "--select", "random")
+    assert wrong.exit_code == 2
+    assert "select 'random' is unknown" in wrong.output
+    assert "use one of even, diverse" in wrong.output
 
 
 @pytest.mark.usefixtures("work")

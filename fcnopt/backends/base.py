@@ -23,7 +23,9 @@ from fcnopt.backends.readahead import read_ahead
 from fcnopt.errors import UsageError
 from fcnopt.spec import ModelSpec
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+FP8_FIX = "use --target tensorrt-rtx:sm89 (or sm120), or --precision int8 here"
+"""What to do where FP8 was asked of a runtime or GPU without it."""
 Progress = Callable[[str, float], None]
 """`progress(step, fraction)`: what is being done, and how much of it is done, 0..1."""
 

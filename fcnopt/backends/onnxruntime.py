@@ -17,7 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from fcnopt.backends.base import Builder, BuildOptions, Built, EngineLayer, Outputs, Precision, Progress, Runner
+from fcnopt.backends.base import (
+    FP8_FIX,
+    Builder,
+    BuildOptions,
+    Built,
+    EngineLayer,
+    Outputs,
+    Precision,
+    Progress,
+    Runner,
+)
 from fcnopt.backends.base import elapsed_ms as since
 from fcnopt.backends.frames import as_numpy, check_interface
 from fcnopt.backends.onnxfile import external_files, read_structure
@@ -113,6 +123,8 @@ class OnnxRuntimeBuilder(Builder):
                 f"onnxruntime: its CPU kernels compute {options.precision} graphs in fp32, only slower",
                 fix="use --precision int8 or fp32 here, or --target openvino or onnxruntime:cuda",
             )
+        if options.precision == "fp8":
+            raise BackendError("onnxruntime has no fp8 kernels: it would compute in float, only slower", fix=FP8_FIX)
 
     def build(self, model: Path, folder: Path, options: BuildOptions, progress: Progress) -> Built:
         """Build; see `Builder.build`. A model that is in `folder` already is not copied."""
@@ -187,22 +199,17 @@ def check_provider(provider: str) -> list[str]:
 
 
 def _unsafe_optimizers(model: Path | bytes) -> list[str]:
-    """Optimizers of ONNX Runtime that would change what this graph computes.
-
-    `WeightBiasQuantization` quantizes the bias of a convolution between Q/DQ with the product of input and weight
-    scale. Where these are float16, as TensorRT's INT8 files have them, so is the product, and a bias loses up to a
-    percent of the labels (seen with 1.31 on an FCN-8s: 98.7 % equal labels with it, 99.6 % without).
-    """
+    """Optimizers of ONNX Runtime that would change what this graph computes."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # has no type information
+
+    from fcnopt.graph.optimizers import unsafe_optimizers
 
     try:
         proto = read_structure(model) if isinstance(model, Path) else onnx.load_model_from_string(model)
     except (BuildError, DecodeError):
         return []  # the session says what is wrong with the file
-    half = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
-    scales = (node.input[1] for node in proto.graph.node if node.op_type == "DequantizeLinear")
-    return ["WeightBiasQuantization"] if any(scale in half for scale in scales) else []
+    return list(unsafe_optimizers(proto))
 
 
 def _place(file: Path, folder: Path) -> Path:

@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnopt.backends.base import Builder, BuildOptions, Built, EngineLayer, Outputs, Precision, Progress, Runner
+from fcnopt.backends.base import (
+    FP8_FIX,
+    Builder,
+    BuildOptions,
+    Built,
+    EngineLayer,
+    Outputs,
+    Precision,
+    Progress,
+    Runner,
+)
 from fcnopt.backends.base import elapsed_ms as since
 from fcnopt.backends.frames import as_numpy, check_interface
 from fcnopt.backends.onnxfile import read_structure
@@ -147,8 +157,10 @@ def execution_mode(precision: Precision, capabilities: Iterable[str], device: st
     The part of an INT8 graph that is not quantized takes BF16 where the device has it.
 
     Raises:
-        BackendError: BF16 or FP16 is asked for and the device has none: it would be FP32 under another name.
+        BackendError: BF16, FP16 or FP8 is asked for and the device has none: it would be FP32 under another name.
     """
+    if precision == "fp8":
+        raise BackendError(f"openvino: this {device} has no fp8 kernels", fix=FP8_FIX)
     has = set(capabilities)
     if precision in ("bf16", "fp16") and precision.upper() not in has:
         others = [name for name in ("bf16", "int8", "fp32") if name.upper() in has and name != precision]

@@ -29,6 +29,7 @@ from fcnopt.errors import BackendError, BuildError, UsageError
 
 ENGINE = "engine.plan"
 _CONVOLUTIONS = ("conv", "correlation")
+_FP8_SINCE = 89
 
 
 class TensorRtBuilder(Builder):
@@ -56,8 +57,8 @@ class TensorRtBuilder(Builder):
             layers = self._layers(trt, book, plan, messages)
         _write(folder / ENGINE, plan)
         self._keep_timings(config, options)
-        if options.precision == "int8":
-            notes.append(_int8_share(layers, device))
+        if options.precision in ("int8", "fp8"):
+            notes.append(_quantized_share(layers, device, options.precision))
         return Built((folder / ENGINE,), device, f"{self._flavour} {trt.__version__}", layers, tuple(notes))
 
     def check(self, options: BuildOptions) -> None:
@@ -82,6 +83,8 @@ class TensorRtBuilder(Builder):
                 else "build on the machine that will run the engine, or use --target tensorrt-rtx:sm86"
             )
             raise BackendError(f"{self._flavour}: building for this machine needs an NVIDIA GPU: {problem}", fix=other)
+        if options.precision == "fp8":
+            _refuse_without_fp8(self._flavour, options)
 
     def _aim(self, trt: Any, config: Any, options: BuildOptions) -> str:
         """Set what the engine is for, and name it."""
@@ -153,6 +156,24 @@ def _capabilities(trt: Any, options: BuildOptions) -> list[str]:
                 fix=f"use one or more of {listed}",
             )
     return names
+
+
+def _refuse_without_fp8(flavour: Flavour, options: BuildOptions) -> None:
+    """FP8 came with Ada and Hopper; TensorRT says so only after minutes, and of the whole engine.
+
+    Raises:
+        UsageError: A GPU named has none.
+        BackendError: The GPU of this machine has none.
+    """
+    named = [capability_name(c) for c in options.compute_capabilities]
+    without = [name for name in named or gpu_capabilities()[:1] if int(name[2:]) < _FP8_SINCE]
+    if not without:
+        return
+    found = f"{flavour}: fp8 needs compute capability 8.9 or later, found {', '.join(without)}"
+    if named:
+        others = ",".join(name for name in named if name not in without) or "sm89"
+        raise UsageError(found, fix=f"use --target tensorrt-rtx:{others}, or --precision int8")
+    raise BackendError(found, fix="use --precision int8 here")
 
 
 def _build(trt: Any, parsed: Parsed, config: Any, progress: Progress, messages: Messages, model: Path) -> bytes:
@@ -247,12 +268,12 @@ def _load_timings(config: Any, path: Path) -> bool:
     return False
 
 
-def _int8_share(layers: tuple[EngineLayer, ...], device: str) -> str:
-    """How many convolutions compute in int8, deconvolutions left out: they stay in float by design."""
+def _quantized_share(layers: tuple[EngineLayer, ...], device: str, precision: str) -> str:
+    """How many convolutions compute in `precision`, deconvolutions left out: they stay in float by design."""
     convolutions = [la for la in layers if any(word in la.kind.lower() for word in _CONVOLUTIONS)]
     convolutions = [la for la in convolutions if "deconv" not in la.kind.lower()]
-    count = sum(la.precision == "int8" for la in convolutions)
-    note = f"{count} of {len(convolutions)} convolutions compute in int8"
+    count = sum(la.precision == precision for la in convolutions)
+    note = f"{count} of {len(convolutions)} convolutions compute in {precision}"
     if not count and "sm75" in device:
         note += "; sm75 has none, and one engine does what all its GPUs can: leave sm75 out"
     return note

@@ -19,6 +19,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # publishes no types
 from onnx import external_data_helper, numpy_helper
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from fcnopt.errors import GraphError
 from fcnopt.graph.checks import check_model, tensors_of
@@ -132,7 +133,8 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
 
     Constants that are also graph inputs (as every one was before IR version 4) become constants only.
     """
-    return gs.import_onnx(model)
+    with G_LOGGER.suppress(G_LOGGER.ERROR):  # it would print that NumPy has no FP8, which it keeps all the same
+        return gs.import_onnx(model)
 
 
 def export_graph(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:

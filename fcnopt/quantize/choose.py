@@ -1,7 +1,12 @@
-"""The calibration method chosen by measurement, at the logits, on calibration frames.
+"""What a quantized graph costs in accuracy, measured at the logits on calibration frames.
 
-Every method's graph runs beside the FP32 one. What counts is the share of labels that stay the same; the noise that
-quantization adds to the logits, relative to them, breaks ties and is recorded too.
+A candidate runs beside the FP32 graph. What counts is how far its class probabilities part from FP32's,
+
+    KL(p || q) = sum_c p_c (log p_c - log q_c),   p = softmax(FP32's logits), q = softmax(the candidate's)
+
+in the mean over pixels: to second order the noise of the logits weighted by how much it matters (Fisher's information),
+most where two classes are close, not at all where one is certain. It moves smoothly where the share of equal labels
+jumps by chance. That share and the noise itself are recorded too.
 """
 
 from __future__ import annotations
@@ -14,9 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.errors import CalibrationError
-from fcnopt.quantize.methods import Rule
-from fcnopt.quantize.placement import Placement
-from fcnopt.quantize.qdq import Form, Grid, insert
 from fcnopt.quantize.ranges import decibels
 from fcnopt.quantize.sessions import Session
 
@@ -34,35 +36,63 @@ class Evidence:
     """What a candidate costs in accuracy.
 
     Attributes:
-        method: The calibration method.
+        name: Of the candidate, such as a calibration method.
+        divergence: Mean Kullback-Leibler divergence of its class probabilities from FP32's, in nats a pixel.
         logits_db: Signal to quantization noise at the logits, in decibels: more is better.
         equal_labels: Share of pixels whose label is the FP32 graph's, 0..1.
     """
 
-    method: Rule
+    name: str
+    divergence: float
     logits_db: float
     equal_labels: float
 
 
-def measure(
-    model: onnx.ModelProto,
-    placement: Placement,
-    candidates: Mapping[Rule, Mapping[str, Grid]],
-    frames: Iterable[NDArray[np.uint8]],
-    logits: str,
-    form: Form,
-    progress: Callable[[float], None],
-) -> tuple[Evidence, ...]:
-    """Compare candidates with the FP32 graph.
+class Judge:
+    """Compares candidates with the FP32 graph on the same frames.
 
     Args:
         model: FP32.
-        placement: What is quantized in every candidate.
-        candidates: The grid of every tensor, by method.
-        frames: uint8 [1, H, W, 3] each; read once a candidate.
-        logits: Name of the logits.
-        form: Of the grids.
-        progress: Called with the fraction done.
+        frames: uint8 [1, H, W, 3] each; read once now and once a candidate.
+        logits: Name of the logits, [N, C, H, W].
+    """
+
+    def __init__(self, model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]], logits: str) -> None:
+        self._frames = frames
+        self._name = logits
+        self._reference = list(self._logits(model))
+
+    def __call__(self, name: str, candidate: onnx.ModelProto) -> Evidence:
+        """Run a candidate.
+
+        Raises:
+            CalibrationError: Its logits are not finite.
+        """
+        signal = noise = divergence = 0.0
+        equal = []
+        for want, have in zip(self._reference, self._logits(candidate), strict=True):
+            if not np.isfinite(have).all():
+                raise CalibrationError(f"{name}: {self._name!r} is not finite on calibration frames", fix=_FIX)
+            signal += float(np.sum(want.astype(np.float64) ** 2))
+            noise += float(np.sum((have.astype(np.float64) - want) ** 2))
+            divergence += _divergence(want, have)
+            equal.append(float(np.mean(want.argmax(axis=0) == have.argmax(axis=0))))
+        return Evidence(name, divergence / len(equal), decibels(signal, noise), float(np.mean(equal)))
+
+    def _logits(self, model: onnx.ModelProto) -> Iterable[NDArray[np.float32]]:
+        """The logits of every frame at `_PIXELS` evenly spaced pixels, [C, pixels]."""
+        with Session(model, (self._name,)) as session:
+            for frame in self._frames:
+                (values,) = session.run(frame)
+                flat = values[0].reshape(values.shape[1], -1)
+                stride = -(-flat.shape[1] // _PIXELS) | 1
+                yield flat[:, ::stride].copy()
+
+
+def measure(
+    judge: Judge, candidates: Mapping[str, Callable[[], onnx.ModelProto]], progress: Callable[[float], None]
+) -> tuple[Evidence, ...]:
+    """Judge every candidate; one is made at a time.
 
     Returns:
         One entry a candidate, in order.
@@ -70,35 +100,31 @@ def measure(
     Raises:
         CalibrationError: A quantized graph's logits are not finite.
     """
-    reference = _logits(model, frames, logits)
     found = []
-    for count, (method, grids) in enumerate(candidates.items(), start=1):
-        progress(count / (len(candidates) + 1))
-        quantized = insert(model, placement, grids, form)
-        values = _logits(quantized, frames, logits)
-        if not all(np.isfinite(entry).all() for entry in values):
-            raise CalibrationError(
-                f"int8 with ranges by {method}: {logits!r} is not finite on calibration frames", fix=_FIX
-            )
-        found.append(_compare(method, reference, values))
-    progress(1.0)
+    for count, (name, make) in enumerate(candidates.items(), start=1):
+        found.append(judge(name, make()))
+        progress(count / len(candidates))
     return tuple(found)
 
 
 def best(evidence: Sequence[Evidence]) -> Evidence:
-    """The method that changes the fewest labels; of equals the one with the least noise at the logits."""
-    return max(evidence, key=lambda entry: (entry.equal_labels, entry.logits_db))
+    """The candidate nearest to FP32."""
+    return min(evidence, key=lambda entry: entry.divergence)
 
 
-def warnings(evidence: Sequence[Evidence]) -> tuple[str, ...]:
-    """What the user must know of the best method before anything else: nothing if it is good.
+def warnings(chosen: Evidence, precision: str, *, alone: bool) -> tuple[str, ...]:
+    """What the user must know before anything else: nothing if the result is good.
+
+    Args:
+        chosen: Evidence of the final graph.
+        precision: That was asked for.
+        alone: Whether nothing but one calibration method was tried.
 
     Raises:
         CalibrationError: It changes so many labels that the graph is of no use.
     """
-    chosen = best(evidence)
-    found = f"int8 with ranges by {chosen.method} leaves only {chosen.equal_labels:.1%} of the labels of calibration"
-    fix = _FIX + ("; every --method was tried" if len(evidence) > 1 else ", or with --method auto")
+    found = f"{precision} by {chosen.name} leaves only {chosen.equal_labels:.1%} of the labels of calibration"
+    fix = _FIX + (", or with --method auto" if alone else "; every --method was tried")
     if chosen.equal_labels < USABLE_LABELS:
         raise CalibrationError(f"{found} frames unchanged, {USABLE_LABELS:.0%} are the least", fix=fix)
     if chosen.equal_labels < GOOD_LABELS:
@@ -106,23 +132,12 @@ def warnings(evidence: Sequence[Evidence]) -> tuple[str, ...]:
     return ()
 
 
-def _logits(model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]], name: str) -> list[NDArray[np.float32]]:
-    """The logits of every frame at `_PIXELS` evenly spaced pixels, [C, pixels]."""
-    kept = []
-    with Session(model, (name,)) as session:
-        for frame in frames:
-            (values,) = session.run(frame)
-            flat = values[0].reshape(values.shape[1], -1)
-            stride = -(-flat.shape[1] // _PIXELS) | 1
-            kept.append(flat[:, ::stride].copy())
-    return kept
+def _divergence(want: NDArray[np.float32], have: NDArray[np.float32]) -> float:
+    """Mean over pixels of KL(softmax(want) || softmax(have)); both [C, pixels]."""
+    first, second = _log_softmax(want), _log_softmax(have)
+    return max(0.0, float(np.mean(np.sum(np.exp(first) * (first - second), axis=0))))
 
 
-def _compare(method: Rule, reference: list[NDArray[np.float32]], found: list[NDArray[np.float32]]) -> Evidence:
-    signal = noise = 0.0
-    equal = []
-    for want, have in zip(reference, found, strict=True):
-        signal += float(np.sum(want.astype(np.float64) ** 2))
-        noise += float(np.sum((have.astype(np.float64) - want) ** 2))
-        equal.append(float(np.mean(want.argmax(axis=0) == have.argmax(axis=0))))
-    return Evidence(method, decibels(signal, noise), float(np.mean(equal)))
+def _log_softmax(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    shifted = values - values.max(axis=0)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=0)))

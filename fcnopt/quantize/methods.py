@@ -13,6 +13,15 @@ interval rounds coarsely, a narrow one clips much.
 
 `levels` is the number of steps on the side of zero that is used: 127 for symmetric int8, 255 for uint8 over an
 interval that starts at zero. Two-sided data on uint8 has 255 steps over both sides together.
+
+448 stands for float8 E4M3, whose largest number that is. Its steps grow with the value, so a wide interval rounds no
+coarser than a narrow one and there is nothing to win by clipping; what is left of the methods is:
+
+- `minmax`: twice all values. A factor of two moves every value by one binade, which changes no bit of its rounding
+  (but below a 57000th of the largest, where the type ends), and leaves room for frames not seen.
+- `percentile`: for outliers so large that the rest would fall below that end.
+- `mse`: as above, over intervals of half to twice the full one: it shifts where the binades begin.
+- `entropy` is not offered: the algorithm merges bins into levels of equal width, and E4M3 has none.
 """
 
 from __future__ import annotations
@@ -23,27 +32,54 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnopt.errors import CalibrationError
+from fcnopt.quantize.fp8 import round_fp8
 from fcnopt.quantize.histogram import Counts, Histogram
 
 Rule = Literal["minmax", "percentile", "entropy", "mse"]
 Method = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 """A rule, or the best one by measurement."""
-Levels = Literal[127, 255]
+Levels = Literal[127, 255, 448]
+Quantized = Literal["int8", "fp8"]
+"""The precisions that need ranges."""
 Interval = tuple[float, float]
 
 METHODS: tuple[Rule, ...] = get_args(Rule)
 LEVELS: tuple[Levels, ...] = get_args(Levels)
+RULES: Mapping[Levels, tuple[Rule, ...]] = {127: METHODS, 255: METHODS, 448: ("minmax", "percentile", "mse")}
+"""The methods that a grid has."""
 
 PERCENTILE = 99.999
 # The search covers intervals down to 1/32 of the full one: narrower ones clip nearly everything.
 _SHRINKS = np.geomspace(1 / 32, 1.0, 161)
+# Rounding to E4M3 repeats itself with every factor of two, so one octave without clipping and one with it say all.
+_FP8_SHRINKS = np.geomspace(1 / 2, 2.0, 33)
+_FP8_HEADROOM = 2.0
 # Points inside a bin, so that rounding finer than a bin is still seen: at 255 levels over the whole range a step is
 # 8 bins, at 1/32 of it a quarter of one.
 _POINTS_PER_BIN = 8
 
 
+def methods_of(precision: Quantized) -> tuple[Rule, ...]:
+    """The calibration methods that a precision has."""
+    return RULES[448 if precision == "fp8" else 127]
+
+
+def check_method(method: Rule, precision: Quantized) -> None:
+    """Refuse a calibration method that a precision does not have.
+
+    Raises:
+        CalibrationError: It is one.
+    """
+    if method not in methods_of(precision):
+        raise CalibrationError(
+            f"{precision} has no ranges by {method}: its steps are not even",
+            fix=f"use --method auto, or one of {', '.join(methods_of(precision))}",
+        )
+
+
 def intervals(histogram: Histogram, minimum: float, maximum: float) -> Mapping[Rule, Mapping[Levels, Interval]]:
-    """The interval of every method, for both forms.
+    """The interval of every method, for every grid that has it.
 
     Args:
         histogram: The distribution, or that of a sample.
@@ -51,22 +87,33 @@ def intervals(histogram: Histogram, minimum: float, maximum: float) -> Mapping[R
         maximum: Exact.
 
     Returns:
-        By method and levels: for 127 symmetric about zero, for 255 the part of the data's range that is kept, zero
-        always inside.
+        By method and levels: for 127 and 448 symmetric about zero, for 255 the part of the data's range that is kept,
+        zero always inside.
     """
     return {
-        method: {levels: interval(histogram, minimum, maximum, method, levels) for levels in LEVELS}
+        method: {
+            levels: interval(histogram, minimum, maximum, method, levels)
+            for levels in LEVELS
+            if method in RULES[levels]
+        }
         for method in METHODS
     }
 
 
 def interval(histogram: Histogram, minimum: float, maximum: float, method: Rule, levels: Levels) -> Interval:
-    """The interval that one method chooses; see `intervals`."""
+    """The interval that one method chooses; see `intervals`.
+
+    Raises:
+        ValueError: The grid has no such method; see `RULES`.
+    """
+    if method not in RULES[levels]:
+        raise ValueError(f"there is no {method} for {levels} levels")
     low, high = min(minimum, 0.0), max(maximum, 0.0)
     reach = max(-low, high)
-    whole = (-reach, reach) if levels == 127 else (low, high)
+    whole = (low, high) if levels == 255 else (-reach, reach)
     if method == "minmax" or histogram.limit == 0.0:
-        return whole
+        headroom = _FP8_HEADROOM if levels == 448 else 1.0
+        return whole[0] * headroom, whole[1] * headroom
     if method == "mse":
         return _least_squares(histogram, whole, levels)
     if method == "entropy":
@@ -153,21 +200,21 @@ def _divergence(
 def _least_squares(histogram: Histogram, whole: Interval, levels: Levels) -> Interval:
     values, weights = histogram.points(_POINTS_PER_BIN)
     low, high = whole
-    errors = [squared_error(values, weights, (low * shrink, high * shrink), levels) for shrink in _SHRINKS]
-    shrink = float(_SHRINKS[int(np.argmin(errors))])
+    shrinks = _FP8_SHRINKS if levels == 448 else _SHRINKS
+    errors = [squared_error(values, weights, (low * shrink, high * shrink), levels) for shrink in shrinks]
+    shrink = float(shrinks[int(np.argmin(errors))])
     return low * shrink, high * shrink
 
 
 def squared_error(values: NDArray[np.float64], weights: NDArray[np.float64], kept: Interval, levels: Levels) -> float:
-    """Mean squared error of clipping to `kept` and rounding: symmetric int8 for 127 levels, else uint8."""
+    """Mean squared error of clipping to `kept` and rounding to symmetric int8 (127 levels), uint8 or E4M3 (448)."""
     low, high = kept
-    if levels == 127:
-        step, bottom, top = high / 127, -128.0, 127.0
-    else:
-        step = (high - low) / 255
-        bottom = float(np.round(low / step))
-        top = bottom + 255
+    step = (high - low) / 255 if levels == 255 else high / levels
     if step == 0:
         return float(weights @ values**2 / weights.sum())
-    rounded = np.clip(np.round(values / step), bottom, top) * step
+    if levels == 448:
+        rounded = round_fp8(values / step) * step
+    else:
+        bottom = float(np.round(low / step)) if levels == 255 else -128.0
+        rounded = np.clip(np.round(values / step), bottom, bottom + 255) * step
     return float(weights @ (values - rounded) ** 2 / weights.sum())

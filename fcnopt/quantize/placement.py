@@ -8,7 +8,9 @@ The rules are TensorRT's (what its fusion wants) and hold for CPU runtimes as we
   Not ConvTranspose, whose INT8 form TensorRT runs in float with conversions around it.
 - A tensor is quantized once and read by all. Weighted operations' outputs stay float, so nothing ever stands between
   Conv, BatchNormalization and ReLU.
-- MaxPool commutes with quantization: what it reads is quantized, so the pool runs in INT8 and so do skip branches.
+- MaxPool commutes with quantization: what it reads is quantized, so the pool runs in INT8. Not where a score layer
+  reads the pool's result: that is quantized then, for the other readers.
+- A score layer reads the float tensor: on a skip branch nothing but its own few channels is left to average noise out.
 - Of an Add of two quantized tensors only the older one, the identity branch, is read quantized.
 - Tensors that meet in a Concat share the scale of its result where all of them and the result are quantized. Where one
   stays float, a common scale would coarsen the others for nothing: each has its own.
@@ -16,16 +18,21 @@ The rules are TensorRT's (what its fusion wants) and hold for CPU runtimes as we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from fcnopt.graph.passes import fusion_groups
+from fcnopt.quantize.methods import Quantized
 from fcnopt.quantize.scales import Unfit
 
 MIN_CHANNELS = 16
+KEPT_FLOAT = "kept float for accuracy"
+FP8_MAX_TAPS = 32  # 5x5 runs in FP8, 6x6 in half (TensorRT-RTX 1.7, sm89 and sm120)
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # What a score may pass on its way to the logits: linear, or a mere move of data.
 _LINEAR = frozenset({
@@ -93,13 +100,21 @@ class Placement:
         return tuple(point.tensor for point in self.points)
 
 
-def place(graph: gs.Graph, logits: str, unfit: Unfit | None = None) -> Placement:
+def place(
+    graph: gs.Graph,
+    logits: str,
+    unfit: Unfit | None = None,
+    precision: Quantized = "int8",
+    floats: AbstractSet[str] = frozenset(),
+) -> Placement:
     """Decide what to quantize; the graph is left as it is.
 
     Args:
         graph: Optimized FP32 graph in topological order, BatchNormalization folded.
         logits: Name of the tensor whose largest channel is the label.
         unfit: Declines further layers, for what ranges say; called with the tensor that would be quantized.
+        precision: FP8 has no kernels of more than 32 taps.
+        floats: First outputs of layers that are to stay float.
     """
     scores = _scores(graph, logits)
     first = _first_layers(graph)
@@ -108,14 +123,16 @@ def place(graph: gs.Graph, logits: str, unfit: Unfit | None = None) -> Placement
     for node in graph.nodes:
         if node.op not in _WEIGHTED:
             continue
-        reason = _reason(node, scores, first)
+        reason = _reason(node, scores, first) or (_no_fp8_kernel(node) if precision == "fp8" else None)
+        if reason is None and node.outputs[0].name in floats:
+            reason = KEPT_FLOAT
         if reason is None and unfit is not None:
-            reason = unfit(_above_pools(node.inputs[0]).name, node)
+            reason = unfit(above_pools(node.inputs[0]).name, node)
         if reason is None:
             layers.append(node)
         else:
             declined.append(Declined(node.name or node.outputs[0].name, reason))
-    return Placement(tuple(node.outputs[0].name for node in layers), _points(graph, layers), tuple(declined))
+    return Placement(tuple(node.outputs[0].name for node in layers), _points(graph, layers, scores), tuple(declined))
 
 
 def input_channels(node: gs.Node) -> int:
@@ -151,6 +168,13 @@ def _reason(node: gs.Node, scores: set[int], first: set[int]) -> str | None:
     return None
 
 
+def _no_fp8_kernel(node: gs.Node) -> str | None:
+    kernel = tuple(node.inputs[1].shape[2:])
+    if math.prod(kernel) <= FP8_MAX_TAPS:
+        return None
+    return f"{'x'.join(map(str, kernel))} kernel: TensorRT computes FP8 with up to {FP8_MAX_TAPS} taps"
+
+
 def _scores(graph: gs.Graph, logits: str) -> set[int]:
     """Conv and Gemm nodes met first on every linear path back from the logits."""
     found: set[int] = set()
@@ -180,11 +204,11 @@ def _first_layers(graph: gs.Graph) -> set[int]:
     return first
 
 
-def _points(graph: gs.Graph, layers: list[gs.Node]) -> tuple[Point, ...]:
+def _points(graph: gs.Graph, layers: list[gs.Node], scores: set[int]) -> tuple[Point, ...]:
     order = {id(node): index for index, node in enumerate(graph.nodes)}
     chosen: dict[str, gs.Tensor] = {}
     for node in layers:
-        tensor = _above_pools(node.inputs[0])
+        tensor = _anchor(node.inputs[0], scores)
         chosen.setdefault(tensor.name, tensor)
     groups = _groups(chosen)
     # what a runtime computes in one kernel is not split: (tensor inside a group, the group's node that reads it)
@@ -198,7 +222,9 @@ def _points(graph: gs.Graph, layers: list[gs.Node]) -> tuple[Point, ...]:
         readers = tuple(
             Reader(node.outputs[0].name, index)
             for node in _distinct(tensor.outputs)
-            if (name, node.outputs[0].name) not in fused and _reads_quantized(node, tensor, chosen, order)
+            if (name, node.outputs[0].name) not in fused
+            and id(node) not in scores
+            and _reads_quantized(node, tensor, chosen, order)
             for index, value in enumerate(node.inputs)
             if value is tensor
         )
@@ -206,8 +232,16 @@ def _points(graph: gs.Graph, layers: list[gs.Node]) -> tuple[Point, ...]:
     return tuple(points)
 
 
-def _above_pools(tensor: gs.Tensor) -> gs.Tensor:
-    while tensor.inputs and tensor.inputs[0].op == "MaxPool":
+def above_pools(tensor: gs.Tensor, stops: AbstractSet[str] = frozenset()) -> gs.Tensor:
+    """What the MaxPools before `tensor`, if any, read; on the way up, the first tensor that is named in `stops`."""
+    while tensor.name not in stops and tensor.inputs and tensor.inputs[0].op == "MaxPool":
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
+
+
+def _anchor(tensor: gs.Tensor, scores: set[int]) -> gs.Tensor:
+    """Where the input of a layer is quantized: above the MaxPools before it, but below those that a score reads."""
+    while tensor.inputs and tensor.inputs[0].op == "MaxPool" and not any(id(node) in scores for node in tensor.outputs):
         tensor = tensor.inputs[0].inputs[0]
     return tensor
 
@@ -238,7 +272,7 @@ def _groups(chosen: dict[str, gs.Tensor]) -> dict[str, str]:
         producer = tensor.inputs[0] if tensor.inputs else None
         if producer is None or producer.op != "Concat":
             continue
-        sources = [_above_pools(value).name for value in producer.inputs]
+        sources = [above_pools(value).name for value in producer.inputs]
         if all(source in chosen for source in sources):
             for source in sources:
                 group[root(source)] = root(name)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import graph_hash, weights_hash
 from fcnopt.quantize.frames import CalibrationFrames
-from fcnopt.quantize.methods import LEVELS, METHODS
+from fcnopt.quantize.methods import LEVELS, METHODS, RULES
 from fcnopt.quantize.ranges import HALF_TYPES, Ranges, TensorRange
+from fcnopt.quantize.settle import Move, Settled, Step
 
 if TYPE_CHECKING:
     import onnx
 
-RANGE_FILE_VERSION = 1
+RANGE_FILE_VERSION = 3
 _SHORT = 12  # characters of a hash that a message shows
 
 
@@ -61,16 +62,11 @@ class RangeFile:
             "version": RANGE_FILE_VERSION,
             "hashes": {"weights": self.weights, "frames": self.frames, "graph": self.graph},
             "frames": {"count": self.ranges.frames, "sources": list(self.sources)},
+            "settled": None if self.ranges.settled is None else asdict(self.ranges.settled),
+            "factors": {name: list(values) for name, values in self.ranges.factors.items()},
             "tensors": {name: asdict(tensor) for name, tensor in self.ranges.tensors.items()},
         }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
-        except OSError as error:
-            raise CalibrationError(
-                f"{path}: the range file cannot be written: {error.strerror}",
-                fix="free space on the disk, or check the folder and its permissions",
-            ) from error
+        write_whole(path, json.dumps(data, indent=1, allow_nan=False) + "\n", what="range file")
         return path
 
     @classmethod
@@ -91,7 +87,7 @@ class RangeFile:
             hashes, frames = data["hashes"], data["frames"]
             tensors = {str(name): _tensor(entry) for name, entry in data["tensors"].items()}
             return cls(
-                Ranges(tensors, _integer(frames["count"])),
+                Ranges(tensors, _integer(frames["count"]), _factors(data["factors"]), _settled(data["settled"])),
                 str(hashes["weights"]),
                 str(hashes["frames"]),
                 str(hashes["graph"]),
@@ -135,6 +131,27 @@ class RangeFile:
             )
 
 
+def write_whole(path: Path, text: str, *, what: str) -> None:
+    """Write a file whole or not at all, making its folder if need be.
+
+    Args:
+        path: Where to.
+        text: What.
+        what: The file is, for the error.
+
+    Raises:
+        CalibrationError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, text)
+    except OSError as error:
+        raise CalibrationError(
+            f"{path}: the {what} cannot be written: {error.strerror}",
+            fix="free space on the disk, or check the folder and its permissions",
+        ) from error
+
+
 def _write(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -150,7 +167,9 @@ def _write(path: Path, text: str) -> None:
 def _tensor(entry: Mapping[str, Any]) -> TensorRange:
     found = entry["intervals"]
     intervals = {
-        method: {levels: _interval(found[method][str(levels)]) for levels in LEVELS} for method in METHODS if found
+        method: {levels: _interval(found[method][str(levels)]) for levels in LEVELS if method in RULES[levels]}
+        for method in METHODS
+        if found
     }
     return TensorRange(
         _number(entry["minimum"]),
@@ -159,6 +178,22 @@ def _tensor(entry: Mapping[str, Any]) -> TensorRange:
         {kind: _number(entry["noise_db"][kind]) for kind in HALF_TYPES},
         intervals,
     )
+
+
+def _factors(entries: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    found = {str(name): tuple(_number(value) for value in values) for name, values in entries.items()}
+    if any(value <= 0 for values in found.values() for value in values):
+        raise ValueError("a factor is not positive")
+    return found
+
+
+def _settled(entry: Any) -> Settled | None:
+    if entry is None:
+        return None
+    steps = tuple(
+        Step(_integer(step["frames"]), Move(**step["noise"]), Move(**step["reach"])) for step in entry["steps"]
+    )
+    return Settled(**{**entry, "steps": steps})
 
 
 def _interval(value: Any) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from fcnopt.quantize.histogram import Histogram
 from fcnopt.quantize.methods import Interval, Levels, Rule, intervals
 from fcnopt.quantize.methods import Method as Method
 from fcnopt.quantize.sessions import Session
+from fcnopt.quantize.settle import Settled, Settling, Watched
 
 if TYPE_CHECKING:
     import onnx
@@ -69,10 +70,15 @@ class Ranges:
     Attributes:
         tensors: By tensor name.
         frames: How many frames they come from.
+        factors: What the channels of tensors were divided by before these ranges were taken, by tensor; see
+            `equalize`.
+        settled: Whether the frames were enough; None where no tensor is quantized.
     """
 
     tensors: Mapping[str, TensorRange]
     frames: int
+    factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    settled: Settled | None = None
 
 
 class Observer:
@@ -80,10 +86,13 @@ class Observer:
 
     Args:
         histogram: Whether to keep a histogram too.
+
+    Attributes:
+        histogram: None where none is kept.
     """
 
     def __init__(self, *, histogram: bool) -> None:
-        self._histogram = Histogram() if histogram else None
+        self.histogram = Histogram() if histogram else None
         self._minimum = math.inf
         self._maximum = -math.inf
         self._count = 0
@@ -106,16 +115,21 @@ class Observer:
                 fix="check the weights and the normalization: the FP32 network itself overflows on this frame",
             )
         self._minimum, self._maximum = min(self._minimum, low), max(self._maximum, high)
-        if self._histogram is not None:
-            self._histogram.update(sample(values, HISTOGRAM_SAMPLE, self._seen), max(-low, high))
+        if self.histogram is not None:
+            self.histogram.update(sample(values, HISTOGRAM_SAMPLE, self._seen), max(-low, high))
         self._add_noise(sample(values, _NOISE_SAMPLE, self._seen))
         self._seen += 1
+
+    @property
+    def reach(self) -> float:
+        """Largest magnitude so far."""
+        return max(-self._minimum, self._maximum)
 
     def result(self) -> TensorRange:
         """The range so far."""
         if not self._seen:
             return TensorRange(0.0, 0.0, 0.0, dict.fromkeys(HALF_TYPES, CLEAN_DB))
-        found = intervals(self._histogram, self._minimum, self._maximum) if self._histogram is not None else {}
+        found = intervals(self.histogram, self._minimum, self._maximum) if self.histogram is not None else {}
         rms = math.sqrt(self._power / self._count)
         noise = {kind: decibels(self._power, noise) for kind, noise in self._noise.items()}
         return TensorRange(self._minimum, self._maximum, rms, noise, found)
@@ -151,19 +165,30 @@ def observe(
     """
     wanted = set(quantized)
     observers = {name: Observer(histogram=name in wanted) for name in tensors}
+    settling = Settling()
     count = 0
+
+    def watched() -> Watched:
+        return {n: (seen.histogram, seen.reach) for n, seen in observers.items() if seen.histogram is not None}
+
     with Session(model, tuple(observers)) as session:
         for frame in frames:
             for name, values in session.stream(frame):
                 _update(observers[name], values, name, count)
             count += 1
+            if settling.due(count):
+                settling.update(count, watched())
             if progress is not None:
                 progress(count)
     if not count:
         raise CalibrationError(
             "calibration: no frames were given", fix="put images or videos into calib/, or use --calibration PATH"
         )
-    return Ranges({name: observer.result() for name, observer in observers.items()}, count)
+    return Ranges(
+        {name: observer.result() for name, observer in observers.items()},
+        count,
+        settled=settling.report(count, watched()) if wanted else None,
+    )
 
 
 def sample(values: NDArray[np.float32], limit: int, turn: int) -> NDArray[np.float32]:

@@ -12,21 +12,19 @@ drives activations to 46000 then computes in float16 throughout, with the headro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from fcnopt.graph.io import export_graph, import_graph
 from fcnopt.quantize.judge import LARGEST
 from fcnopt.quantize.ranges import Ranges, TensorRange
+from fcnopt.quantize.stretch import Stretch, stretch_of
 
 if TYPE_CHECKING:
     import onnx
 
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _HOMOGENEOUS = frozenset({
     "AveragePool", "DepthToSpace", "Dropout", "Flatten", "GlobalAveragePool", "Identity", "LeakyRelu", "MaxPool",
     "Relu", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze",
@@ -52,13 +50,6 @@ class Rescaled:
     reach: float
 
 
-@dataclass(frozen=True)
-class _Stretch:
-    source: gs.Node
-    tensors: tuple[gs.Tensor, ...]
-    readers: tuple[gs.Node, ...]
-
-
 def rescale(model: onnx.ModelProto, ranges: Ranges) -> tuple[onnx.ModelProto, Ranges, tuple[Rescaled, ...]]:
     """Bring tensors that come near the end of float16 well into its range, where that is exact.
 
@@ -76,7 +67,7 @@ def rescale(model: onnx.ModelProto, ranges: Ranges) -> tuple[onnx.ModelProto, Ra
     changed: list[Rescaled] = []
     tensors = dict(ranges.tensors)
     for node in graph.nodes:
-        stretch = _stretch(node, protected) if node.op in _WEIGHTED else None
+        stretch = stretch_of(node, protected, _HOMOGENEOUS)
         if stretch is None:
             continue
         reach = max((tensors[t.name].reach for t in stretch.tensors if t.name in tensors), default=0.0)
@@ -90,40 +81,10 @@ def rescale(model: onnx.ModelProto, ranges: Ranges) -> tuple[onnx.ModelProto, Ra
         changed.append(Rescaled(node.name or node.outputs[0].name, exponent, reach))
     if not changed:
         return model, ranges, ()
-    return export_graph(graph, like=model), Ranges(tensors, ranges.frames), tuple(changed)
+    return export_graph(graph, like=model), replace(ranges, tensors=tensors), tuple(changed)
 
 
-def _stretch(node: gs.Node, protected: set[str]) -> _Stretch | None:
-    """All that a weighted node's result reaches before the next weighted nodes; None where it cannot be rescaled."""
-    if not _own_constants(node, node.inputs[1:]):
-        return None
-    tensors: list[gs.Tensor] = [node.outputs[0]]
-    readers: dict[int, gs.Node] = {}
-    for tensor in tensors:  # grows while it is walked
-        if tensor.name in protected or not tensor.outputs:
-            return None
-        for reader in tensor.outputs:
-            if sum(value is tensor for value in reader.inputs) != 1 or reader.inputs[0] is not tensor:
-                return None
-            if reader.op in _WEIGHTED and _own_constants(reader, reader.inputs[1:2]):
-                readers[id(reader)] = reader
-            elif reader.op in _HOMOGENEOUS:
-                tensors.append(reader.outputs[0])
-            else:
-                return None
-    return _Stretch(node, tuple(tensors), tuple(readers.values()))
-
-
-def _own_constants(node: gs.Node, values: Sequence[gs.Tensor]) -> bool:
-    """Whether these inputs are float32 constants that no other node reads."""
-    given = [value for value in values if not value.is_empty()]
-    return all(
-        isinstance(value, gs.Constant) and value.dtype == np.float32 and all(r is node for r in value.outputs)
-        for value in given
-    )
-
-
-def _apply(stretch: _Stretch, exponent: int) -> None:
+def _apply(stretch: Stretch, exponent: int) -> None:
     factor = np.float32(2.0**-exponent)
     for value in stretch.source.inputs[1:]:
         if not value.is_empty():

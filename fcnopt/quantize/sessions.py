@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.errors import BackendError, CalibrationError
+from fcnopt.graph.optimizers import unsafe_optimizers
 from fcnopt.graph.taps import expose
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ class Session:
         try:
             tapped = expose(model, self._names)
             self._session: Any = runtime.InferenceSession(
-                tapped.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                tapped.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=list(unsafe_optimizers(model)),
             )
         except runtime.capi.onnxruntime_pybind11_state.Fail as error:
             raise _cannot(error) from error

@@ -114,6 +114,22 @@ def test_a_graph_that_onnxruntime_refuses_is_a_build_error(model, tmp_path):
         build(model, tmp_path / "engine")
 
 
+def test_fp8_is_refused_as_a_target() -> None:
+    with pytest.raises(BackendError, match="onnxruntime has no fp8 kernels") as caught:
+        OnnxRuntimeBuilder().check(BuildOptions(precision="fp8"))
+    assert "tensorrt-rtx:sm89" in caught.value.fix
+
+
+def test_an_fp8_graph_runs_as_it_is_written(rng: np.random.Generator, tmp_path: Path) -> None:
+    frames = CalibrationFrames.collect([nets.write_images(rng, tmp_path / "frames", 3)], nets.spec())
+    graph = make_precision(nets.fcn(rng), nets.spec(), "fp8", form="tensorrt", frames=frames).model
+    frame = next(iter(frames))
+    onnx.save(graph, tmp_path / "fp8.onnx")
+    with OnnxRuntimeRunner(tmp_path / "fp8.onnx", nets.spec()) as runner:
+        labels = runner.run(frame).labels
+    assert np.mean(labels == nets.exact(graph, frame)) > 0.98
+
+
 def test_the_layers_show_what_runs_in_int8(tmp_path):
     fp32 = build(tiny_onnx(tmp_path / "a.onnx", tiny_spec()), tmp_path / "a")
     assert {layer.precision for layer in fp32.layers} == {"fp32"}

@@ -77,6 +77,12 @@ def test_the_execution_mode_is_the_precision_s_where_the_device_has_it(precision
     assert execution_mode(precision, has, device) == mode
 
 
+def test_fp8_is_refused():
+    with pytest.raises(BackendError, match="openvino: this CPU has no fp8 kernels") as caught:
+        OpenVinoBuilder().check(BuildOptions(precision="fp8"))
+    assert "tensorrt-rtx:sm89" in caught.value.fix
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_on_a_cpu_without_it_is_an_error_not_fp32_under_its_name(precision):
     with pytest.raises(BackendError, match=rf"this CPU has no {precision.upper()} \(it has FP32, INT8\)") as caught:

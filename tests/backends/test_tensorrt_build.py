@@ -75,6 +75,29 @@ def test_a_gpu_without_int8_takes_it_from_the_whole_engine_and_the_note_says_so(
     assert built.notes[0].startswith("0 of 2 convolutions compute in int8; sm75 has none")
 
 
+def test_fp8_is_refused_for_gpus_without_it_before_any_work(model, tmp_path):
+    with pytest.raises(UsageError, match=r"fp8 needs compute capability 8\.9 or later, found sm86\n") as caught:
+        build(model, tmp_path / "e", ("sm86", "sm89", "sm120"), precision="fp8")
+    assert caught.value.fix == "use --target tensorrt-rtx:sm89,sm120, or --precision int8"
+    with pytest.raises(UsageError, match=r"found sm75, sm80\n") as caught:
+        build(model, tmp_path / "e", ("7.5", "8.0"), precision="fp8")
+    assert "tensorrt-rtx:sm89" in caught.value.fix
+    assert build(model, tmp_path / "e", ("8.9",), precision="fp8").device == "sm89"
+
+
+@pytest.mark.parametrize(("found", "fits"), [("sm86", False), ("sm89", True), ("sm90", True), ("sm120", True)])
+def test_fp8_for_this_machine_asks_for_its_gpu(monkeypatch, found, fits):
+    monkeypatch.setattr("fcnopt.backends.tensorrt_build.gpu_problem", lambda: "")
+    monkeypatch.setattr("fcnopt.backends.tensorrt_build.gpu_capabilities", lambda: (found,))
+    check = TensorRtBuilder("tensorrt_rtx").check
+    if fits:
+        check(BuildOptions(precision="fp8"))
+    else:
+        with pytest.raises(BackendError, match="found sm86"):
+            check(BuildOptions(precision="fp8"))
+    check(BuildOptions(precision="int8"))
+
+
 def test_compute_capabilities_may_be_written_with_a_dot(model, tmp_path):
     assert build(model, tmp_path / "e", ("8.6",)).device == "sm86"
 

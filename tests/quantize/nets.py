@@ -117,6 +117,16 @@ def fcn(rng: np.random.Generator, options: Options | None = None) -> onnx.ModelP
     return net.model(outputs, options.opset)
 
 
+def pooled(rng: np.random.Generator, group: int = 1, bias: bool = True) -> onnx.ModelProto:
+    """conv1 3->16, conv2 16->32, pool, conv3 32->48 (grouped), scores: nothing but conv3 reads the pool."""
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "conv1", (3, 16), bias=bias))
+    x = net.pool(net.relu(net.conv(x, "conv2", (16, 32), bias=bias)))
+    x = net.relu(net.conv(x, "conv3", (32, 48), group=group, bias=bias))
+    net.labels(net.upscore(net.conv(x, "score", (48, CLASSES), 1), "logits"))
+    return net.model()
+
+
 def residual(rng: np.random.Generator, gain: float) -> onnx.ModelProto:
     """A skip branch, which nothing can rescale, whose tensors are `gain` times as large as usual."""
     net = Net(rng)

@@ -1,43 +1,112 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
+from scipy.special import rel_entr, softmax
 
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import import_graph
-from fcnopt.quantize.choose import Evidence, best, measure, warnings
+from fcnopt.graph.taps import expose
+from fcnopt.quantize.choose import Evidence, Judge, best, measure, warnings
 from fcnopt.quantize.placement import place
-from fcnopt.quantize.qdq import Grid
-from tests.quantize.nets import fcn, images
+from fcnopt.quantize.qdq import Grid, insert
+from tests.quantize.nets import fcn, images, run
 
 
-def test_fewest_changed_labels_win_and_noise_breaks_ties() -> None:
-    entries = [Evidence("minmax", 30.0, 0.98), Evidence("mse", 20.0, 0.99), Evidence("entropy", 21.0, 0.99)]
-    assert best(entries).method == "entropy"
+def changed(model: onnx.ModelProto, name: str, change) -> onnx.ModelProto:
+    """The same network with one constant changed."""
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    tensor = next(t for t in other.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)).astype(np.float32), name))
+    return other
+
+
+def test_least_divergence_wins_and_the_first_of_equals() -> None:
+    entries = [
+        Evidence("minmax", 0.02, 30.0, 0.99),
+        Evidence("mse", 0.01, 20.0, 0.98),
+        Evidence("entropy", 0.01, 21.0, 0.99),
+    ]
+    assert best(entries).name == "mse"
+
+
+def test_divergence_is_that_of_the_class_probabilities(rng: np.random.Generator) -> None:
+    model, frames = fcn(rng), images(rng, 3)
+    bias = np.array([0.0, 0.2, -0.1, 0.4], np.float32)
+    other = changed(model, "score.bias", lambda values: values + bias)
+    evidence = Judge(model, frames, "logits")("shifted", other)
+    divergences, equal, signal, noise = [], [], 0.0, 0.0
+    for frame in frames:
+        want, have = (run(expose(m, ["logits"]), frame, ["logits"])[0].astype(np.float64) for m in (model, other))
+        p, q = softmax(want, axis=1), softmax(have, axis=1)
+        divergences.append(rel_entr(p, q).sum(axis=1).mean())
+        equal.append((want.argmax(axis=1) == have.argmax(axis=1)).mean())
+        signal, noise = signal + (want**2).sum(), noise + ((want - have) ** 2).sum()
+    assert evidence.name == "shifted"
+    assert evidence.divergence == pytest.approx(np.mean(divergences), rel=1e-4)
+    assert evidence.divergence > 1e-5
+    assert evidence.equal_labels == pytest.approx(np.mean(equal))
+    assert evidence.equal_labels < 1
+    assert evidence.logits_db == pytest.approx(10 * np.log10(signal / noise))
+
+
+def test_network_itself_does_not_diverge(rng: np.random.Generator) -> None:
+    model = fcn(rng)
+    assert Judge(model, images(rng, 2), "logits")("same", model) == Evidence("same", 0.0, 300.0, 1.0)
+
+
+def test_large_frames_are_judged_at_a_spread_of_pixels(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fcn(rng)
+    frames = images(rng, 4)
+    bias = np.array([0.0, 0.2, -0.1, 0.4], np.float32)
+    other = changed(model, "score.bias", lambda values: values + bias)
+    whole = Judge(model, frames, "logits")("all", other)
+    monkeypatch.setattr("fcnopt.quantize.choose._PIXELS", 150)
+    part = Judge(model, frames, "logits")("some", other)
+    assert part.divergence == pytest.approx(whole.divergence, rel=0.1)
+    assert part.divergence != whole.divergence
+
+
+def test_every_candidate_is_measured_in_order(rng: np.random.Generator) -> None:
+    model, steps = fcn(rng), []
+    worse = changed(model, "score.bias", lambda values: values + np.arange(4))
+    found = measure(Judge(model, images(rng, 1), "logits"), {"a": lambda: worse, "b": lambda: model}, steps.append)
+    assert [entry.name for entry in found] == ["a", "b"]
+    assert found[0].divergence > found[1].divergence == 0.0
+    assert steps == [0.5, 1.0]
 
 
 @pytest.mark.parametrize(("share", "lines"), [(1.0, 0), (0.9, 0), (0.899, 1), (0.5, 1)])
 def test_user_is_warned_below_nine_labels_of_ten(share: float, lines: int) -> None:
-    found = warnings([Evidence("minmax", 3.0, share)])
+    found = warnings(Evidence("minmax", 0.1, 3.0, share), "int8", alone=True)
     assert len(found) == lines
-    assert all(line.startswith(f"WARNING: int8 with ranges by minmax leaves only {share:.1%}") for line in found)
+    assert all(line.startswith(f"WARNING: int8 by minmax leaves only {share:.1%}") for line in found)
 
 
 def test_method_that_changes_most_labels_is_refused() -> None:
     with pytest.raises(
         CalibrationError, match=r"by mse leaves only 49\.9% of the labels .* 50% are the least"
     ) as error:
-        warnings([Evidence("mse", 1.0, 0.499)])
+        warnings(Evidence("mse", 0.1, 1.0, 0.499), "int8", alone=True)
     for part in ("--precision fp16", "--calibration PATH", "--method auto"):
         assert part in error.value.fix
     with pytest.raises(CalibrationError) as error:
-        warnings([Evidence("mse", 1.0, 0.499), Evidence("minmax", 1.0, 0.4)])
+        warnings(Evidence("mse", 0.1, 1.0, 0.499), "fp8", alone=False)
+    assert error.value.message.startswith("fp8 by mse")
     assert "every --method was tried" in error.value.fix
 
 
-def test_logits_that_are_not_numbers_are_refused(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_logits_that_are_not_numbers_are_refused(rng: np.random.Generator, precision: Literal["int8", "fp8"]) -> None:
     model, frames = fcn(rng), images(rng, 2)
     placement = place(import_graph(model), "logits")
-    broken = dict.fromkeys(placement.tensors, Grid(np.inf, 0, signed=True))
-    with pytest.raises(CalibrationError, match="int8 with ranges by mse: 'logits' is not finite"):
-        measure(model, placement, {"mse": broken}, frames, "logits", "tensorrt", lambda _: None)
+    broken = dict.fromkeys(placement.tensors, Grid(np.inf, 0, precision))
+    with pytest.raises(CalibrationError, match="mse: 'logits' is not finite"):
+        Judge(model, frames, "logits")("mse", insert(model, placement, broken, "tensorrt"))

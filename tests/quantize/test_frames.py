@@ -7,9 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fcnopt.errors import CalibrationError, MediaError
-from fcnopt.quantize.frames import CalibrationFrames
+from fcnopt.quantize.frames import CalibrationFrames, Cover, _halving
 from tests.quantize.nets import SIZE, spec, write_images
 
 
@@ -70,6 +72,48 @@ def test_subset_is_evenly_spaced(rng: np.random.Generator, tmp_path: Path) -> No
     assert frames.subset(50).count == 9
 
 
+@given(st.integers(1, 130))
+def test_every_beginning_of_the_spread_order_covers_the_whole(count: int) -> None:
+    order = _halving(count)
+    assert sorted(order) == list(range(count))
+    for size in range(1, count + 1):
+        begun = np.sort(order[:size])
+        gap = max(begun[0] + 1, *np.diff(begun), count - begun[-1])
+        # the power of two below `size` halves the clip that often, and a power of two may be twice the count
+        assert gap <= 4 * count / size
+
+
+def test_spread_changes_the_order_and_nothing_else(rng: np.random.Generator, tmp_path: Path) -> None:
+    frames = CalibrationFrames.collect([write_images(rng, tmp_path, 6)], spec())
+    everything, spread = list(frames), list(frames.spread())
+    np.testing.assert_array_equal(np.concatenate(spread), np.concatenate([everything[i] for i in (0, 4, 2, 1, 5, 3)]))
+    assert frames.spread().hash == frames.hash
+    np.testing.assert_array_equal(np.concatenate(list(frames.spread().spread())), np.concatenate(spread))
+    some = frames.subset(3)
+    np.testing.assert_array_equal(
+        np.concatenate(list(some.spread())), np.concatenate([everything[i] for i in (0, 4, 2)])
+    )
+
+
+def test_taken_frames_keep_the_clip_s_order_and_spread_by_importance(rng: np.random.Generator, tmp_path: Path) -> None:
+    folder = write_images(rng, tmp_path / "a", 8)
+    frames = CalibrationFrames.collect([folder], spec())
+    everything, taken = list(frames), frames.take([5, 0, 7, 2], Cover(8, 1.5, 3.0))
+    assert (taken.count, taken.available, taken.shape) == (4, 8, frames.shape)
+    np.testing.assert_array_equal(np.concatenate(list(taken)), np.concatenate([everything[i] for i in (0, 2, 5, 7)]))
+    np.testing.assert_array_equal(
+        np.concatenate(list(taken.spread())), np.concatenate([everything[i] for i in (5, 0, 7, 2)])
+    )
+    alone = [folder / f"{index:03d}.png" for index in (0, 2, 5, 7)]
+    assert taken.hash == CalibrationFrames.collect(alone, spec()).hash
+    assert taken.describe() == (
+        f"4 of 8 frames, {SIZE[1]}x{SIZE[0]}, from {folder}, picked from 8 to cover them: "
+        "the farthest is 1.5 from a picked one, with even spacing 3"
+    )
+    some = frames.subset(4).take([2], Cover(4, 0, 0))
+    np.testing.assert_array_equal(next(iter(some)), everything[4])
+
+
 def test_memory_is_one_frame_not_all(tmp_path: Path) -> None:
     size = (240, 320)
     rng = np.random.default_rng(0)
@@ -102,7 +146,7 @@ def test_dynamic_size_takes_the_frames_own(rng: np.random.Generator, tmp_path: P
 def test_dynamic_size_with_frames_that_differ_names_the_odd_one(rng: np.random.Generator, tmp_path: Path) -> None:
     write_images(rng, tmp_path, 2)
     cv2.imwrite(str(tmp_path / "900.png"), np.zeros((10, 20, 3), np.uint8))
-    with pytest.raises(CalibrationError, match=r"frame 2 is 20x10, the frames before it are 32x24") as error:
+    with pytest.raises(CalibrationError, match=r"900\.png is 20x10, the frames before it are 32x24") as error:
         CalibrationFrames.collect([tmp_path], spec().with_size(None, None))
     assert "one size" in error.value.fix
 

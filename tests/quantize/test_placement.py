@@ -37,10 +37,41 @@ def test_fcn_is_quantized_but_for_first_scores_and_deconvolution(rng: np.random.
 
 
 def test_quantization_goes_above_the_pool_once_for_all_readers(rng: np.random.Generator) -> None:
+    net = Net(rng)
+    x = net.pool(net.relu(net.conv(net.frames(), "stem", (3, 16))))
+    y = net.node("Add", [net.conv(x, "a", (16, 16)), net.conv(x, "b", (16, 16))], "sum")
+    placement = finished(net, net.relu(y), 16)
+    assert placement.layers == ("a", "b")
+    assert [(p.tensor, [(r.node, r.index) for r in p.readers]) for p in placement.points] == [
+        ("stem_relu", [("stem_relu_pool", 0)])
+    ]
+
+
+def test_score_layer_reads_the_float_pool_that_others_read_quantized(rng: np.random.Generator) -> None:
     points = {point.tensor: point for point in placed(fcn(rng)).points}
-    assert set(points) == {"conv1_relu", "conv2_relu"}
-    assert [(r.node, r.index) for r in points["conv2_relu"].readers] == [("conv2_relu_pool", 0)]
+    assert set(points) == {"conv1_relu", "conv2_relu_pool"}
+    assert [(r.node, r.index) for r in points["conv2_relu_pool"].readers] == [("conv3", 0)]
     assert [(r.node, r.index) for r in points["conv1_relu"].readers] == [("conv2", 0)]
+
+
+def test_point_moves_below_no_pool_but_the_one_that_a_score_reads(rng: np.random.Generator) -> None:
+    net = Net(rng)
+    x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
+    low = net.pool(x)
+    deep = net.relu(net.conv(net.pool(low), "a", (16, 16)))
+    score = net.upscore(net.upscore(net.conv(deep, "score", (16, CLASSES), 1), "up"), "up_again")
+    net.labels(net.node("Add", [score, net.upscore(net.conv(low, "score_low", (16, CLASSES), 1), "up_low")], "logits"))
+    placement = placed(net.model())
+    assert [(p.tensor, [r.node for r in p.readers]) for p in placement.points] == [
+        ("stem_relu_pool", ["stem_relu_pool_pool"])
+    ]
+
+
+def test_layers_named_stay_float(rng: np.random.Generator) -> None:
+    placement = place(import_graph(fcn(rng)), "logits", floats={"conv2"})
+    assert placement.layers == ("conv3",)
+    assert placement.tensors == ("conv2_relu_pool",)
+    assert reasons(placement)["node_conv2"] == "kept float for accuracy"
 
 
 def test_score_layers_are_found_by_structure_not_by_name(rng: np.random.Generator) -> None:

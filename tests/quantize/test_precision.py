@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from fcnopt.errors import CalibrationError
-from fcnopt.quantize import CalibrationFrames, PrecisionResult, make_precision, precision
+from fcnopt.quantize import CalibrationFrames, PrecisionResult, make_precision, tune
 from fcnopt.quantize.choose import Evidence
 from fcnopt.quantize.methods import METHODS
 from tests.quantize.nets import CLASSES, Net, Options, exact, fcn, ops, residual, run, spec, write_images
@@ -47,10 +47,12 @@ def test_auto_records_all_four_methods_and_takes_the_best(
 ) -> None:
     model = fcn(rng)
     result = checked(make_precision(model, spec(), "int8", form=form, frames=frames))
-    evidence = {entry["method"]: entry for entry in result.report["evidence"]}
-    assert set(evidence) == set(METHODS)
-    chosen = evidence[result.report["method"]]
-    assert chosen["equal_labels"] == max(entry["equal_labels"] for entry in evidence.values())
+    evidence = {entry["name"]: entry for entry in result.report["evidence"]}
+    assert tuple(evidence) == (*METHODS, "refined", "rounded")
+    started = evidence[result.report["method"]]
+    assert started["divergence"] == min(evidence[rule]["divergence"] for rule in METHODS)
+    chosen = result.report["chosen"]
+    assert chosen == min(evidence.values(), key=lambda entry: entry["divergence"])
     assert chosen["equal_labels"] > 0.95
     assert all(10 < entry["logits_db"] < 80 for entry in evidence.values())
     assert result.report["layers"] == ["node_conv2", "node_conv3"]
@@ -69,9 +71,11 @@ def test_auto_records_all_four_methods_and_takes_the_best(
 def test_named_method_is_the_one_used(rng: np.random.Generator, frames: CalibrationFrames, rule: str) -> None:
     result = make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, method=rule)
     assert result.report["method"] == rule
-    assert [entry["method"] for entry in result.report["evidence"]] == [rule]
-    top = result.ranges.tensors["conv2_relu"].intervals[rule][255][1]
-    assert result.report["tensors"]["conv2_relu"]["scale"] == pytest.approx(top / 255)
+    assert [entry["name"] for entry in result.report["evidence"]] == [rule]
+    assert (result.report["refined"], result.report["rounded"]) == ([], [])
+    assert f"ranges by {rule}: " in result.notes[0]
+    top = result.ranges.tensors["conv2_relu_pool"].intervals[rule][255][1]
+    assert result.report["tensors"]["conv2_relu_pool"]["scale"] == pytest.approx(top / 255)
 
 
 def test_forms_differ_in_type_and_rest(rng: np.random.Generator, frames: CalibrationFrames) -> None:
@@ -81,7 +85,7 @@ def test_forms_differ_in_type_and_rest(rng: np.random.Generator, frames: Calibra
     ):
         model = make_precision(fcn(rng), spec(), "int8", form=form, frames=frames, method="mse").model
         constants = {tensor.name.removesuffix("_fp16"): tensor.data_type for tensor in model.graph.initializer}
-        assert constants["conv2_relu_zero"] == kind
+        assert constants["conv2_relu_pool_zero"] == kind
         assert constants["conv1.weight"] == rest
         assert constants["conv2.weight_int8"] == TensorProto.INT8
 
@@ -216,10 +220,10 @@ def test_warning_about_labels_comes_first(
     rng: np.random.Generator, frames: CalibrationFrames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for share in (0.6, 0.4):
-        monkeypatch.setattr(precision, "measure", lambda *_, share=share: (Evidence("mse", 5.0, share),))
+        monkeypatch.setattr(tune, "measure", lambda *_, share=share: (Evidence("mse", 0.1, 5.0, share),))
         if share < 0.5:
             with pytest.raises(CalibrationError, match=r"leaves only 40\.0% of the labels"):
                 make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, method="mse")
         else:
             result = make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, method="mse")
-            assert result.notes[0].startswith("WARNING: int8 with ranges by mse leaves only 60.0%")
+            assert result.notes[0].startswith("WARNING: int8 by mse leaves only 60.0%")

@@ -34,10 +34,12 @@ def test_nodes_stand_exactly_where_they_should(rng: np.random.Generator, form: s
         (relu,) = readers(result, conv)
         assert relu.op_type == "Relu"
         behind = {node.op_type for node in readers(result, relu.output[0])}
-        assert behind == ({"Conv"} if conv == "conv3" else {"QuantizeLinear"})  # conv3 feeds a score layer
+        expected = {"conv1": "QuantizeLinear", "conv2": "MaxPool", "conv3": "Conv"}  # conv3 feeds a score layer
+        assert behind == {expected[conv]}
     (pool,) = [node for node in result.graph.node if node.op_type == "MaxPool"]
-    assert pool.input[0] == "conv2_relu_dequantized"
-    assert {node.name for node in readers(result, pool.output[0])} == {"node_conv3", "node_score_pool"}
+    behind = {(node.op_type, node.name) for node in readers(result, pool.output[0])}
+    assert behind == {("QuantizeLinear", f"{pool.output[0]}_quantize"), ("Conv", "node_score_pool")}
+    assert producer(result, "conv3").input[0] == f"{pool.output[0]}_dequantized"
     for name in ("score", "score_pool", "logits"):
         assert producer(result, producer(result, name).input[0]).op_type != "DequantizeLinear"
         assert producer(result, name).input[1] == f"{name}.weight"
@@ -75,7 +77,7 @@ def test_tensorrt_form_is_symmetric_int8_with_scales_that_float16_holds(rng: np.
     for values in zeros:
         assert values.dtype == np.int8
         assert not values.any()
-    assert all(grid.signed and grid.zero == 0 for grid in found.values())
+    assert all(grid.kind == "int8" and grid.zero == 0 for grid in found.values())
 
 
 def test_cpu_form_is_uint8_over_the_range_in_use(rng: np.random.Generator) -> None:
@@ -181,13 +183,13 @@ def test_group_takes_the_widest_interval(rng: np.random.Generator) -> None:
 
 
 def test_dead_tensor_gets_a_usable_scale() -> None:
-    assert Grid.over((0.0, 0.0), "tensorrt") == Grid(1.0, 0, signed=True)
-    assert Grid.over((0.0, 0.0), "cpu") == Grid(1.0, 0, signed=False)
+    assert Grid.over((0.0, 0.0), "int8") == Grid(1.0, 0, "int8")
+    assert Grid.over((0.0, 0.0), "uint8") == Grid(1.0, 0, "uint8")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_tensor_below_float32_normals_counts_as_dead(form: str) -> None:
-    assert Grid.over((0.0, 1e-44), form).scale == 1.0
+@pytest.mark.parametrize("kind", ["int8", "uint8", "fp8"])
+def test_tensor_below_float32_normals_counts_as_dead(kind: str) -> None:
+    assert Grid.over((0.0, 1e-44), kind).scale == 1.0
 
 
 def test_spec_and_names_survive_and_the_original_is_untouched(rng: np.random.Generator) -> None:

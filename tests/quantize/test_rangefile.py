@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ def made(rng: np.random.Generator, tmp_path: Path) -> tuple[onnx.ModelProto, Cal
     model = fcn(rng)
     frames = CalibrationFrames.collect([write_images(rng, tmp_path / "frames", 3)], spec())
     ranges = observe(model, frames, tensors=("conv1_relu", "logits"), quantized=("conv1_relu",))
+    ranges = replace(ranges, factors={"conv1_relu": (0.5, 2.0, 1 / 3)})
     return model, frames, RangeFile.of(ranges, model, frames)
 
 
@@ -31,7 +33,8 @@ def test_what_was_saved_is_what_is_loaded(made, tmp_path: Path) -> None:
     loaded.check(model, frames)
     assert [entry.name for entry in path.parent.iterdir()] == ["net.json"]
     data = json.loads(path.read_text())
-    assert data["version"] == 1
+    assert data["version"] == 3
+    assert data["settled"]["frames"] == 3
     assert data["frames"] == {"count": 3, "sources": list(frames.sources)}
 
 
@@ -86,6 +89,13 @@ def test_everything_that_differs_is_named(made, rng: np.random.Generator, tmp_pa
         lambda text: text.replace('"count": 3', '"count": 0'),
         lambda text: text.replace('"127": [', '"127": [1e9, ', 1),
         lambda text: "\x00" + text,
+        lambda text: text.replace('"factors"', '"factor"'),
+        lambda text: text.replace("   0.5,", "   -0.5,"),
+        lambda text: text.replace("   0.5,", "   0,"),
+        lambda text: text.replace("   0.5,", "   Infinity,"),
+        lambda text: text.replace("   0.5,", '   "half",'),
+        lambda text: text.replace('"factors": {', '"factors": {"a": 7, '),
+        lambda text: text.replace('"settled": {', '"settled": {"unsettled": 1, '),
     ],
 )
 def test_damage_is_one_clear_error(made, tmp_path: Path, damage) -> None:
@@ -101,8 +111,8 @@ def test_damage_is_one_clear_error(made, tmp_path: Path, damage) -> None:
 
 def test_another_schema_version_is_refused(made, tmp_path: Path) -> None:
     path = made[2].save(tmp_path / "net.json")
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(CalibrationError, match="schema version 2, this fcnopt reads 1"):
+    path.write_text(path.read_text().replace('"version": 3', '"version": 2'))
+    with pytest.raises(CalibrationError, match="schema version 2, this fcnopt reads 3"):
         RangeFile.load(path)
 
 

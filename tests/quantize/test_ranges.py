@@ -121,5 +121,6 @@ def test_tiny_tensor_has_finite_intervals(reach: float) -> None:
         observer.update(np.linspace(-reach, gain * reach, 1000, dtype=np.float32))
     found = observer.result()
     for by_levels in found.intervals.values():
-        for low, high in by_levels.values():
-            assert -2.001 * reach <= low < 0 < high <= 2.001 * reach
+        for levels, (low, high) in by_levels.items():
+            most = 2.001 * reach * (2 if levels == 448 else 1)  # FP8 leaves headroom
+            assert -most <= low < 0 < high <= most

@@ -39,18 +39,18 @@ def test_weight_below_float32_normals_becomes_zero(half_exact: bool) -> None:
 
 def test_scale_beyond_float16_is_an_error_not_an_infinity() -> None:
     for make in (
-        lambda: Grid.over((0.0, 1e7), "tensorrt"),
+        lambda: Grid.over((0.0, 1e7), "int8"),
         lambda: quantize_weight(np.full((1, 4), 1e7, np.float32), 0, half_exact=True),
     ):
         with pytest.raises(CalibrationError, match=r"needs the scale 78740\.2, and float16 ends at 65504") as error:
             make()
         assert "--precision fp16" in error.value.fix
-    assert Grid.over((0.0, 1e7), "cpu").scale == pytest.approx(1e7 / 255)
-    assert Grid.over((0.0, 127 * 65504.0), "tensorrt").scale == 65504.0
+    assert Grid.over((0.0, 1e7), "uint8").scale == pytest.approx(1e7 / 255)
+    assert Grid.over((0.0, 127 * 65504.0), "int8").scale == 65504.0
 
 
 def test_activation_scale_is_a_normal_float16() -> None:
-    assert Grid.over((0.0, 1e-6), "tensorrt").scale == NORMAL
+    assert Grid.over((0.0, 1e-6), "int8").scale == NORMAL
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,22 @@ def test_int8_file_builds_with_its_layers_in_int8_and_the_rest_in_half(
     assert found["node_score"] == ("Half", "Half")
 
 
+@pytest.mark.parametrize("capability", ["SM89", "SM120"])
+@pytest.mark.parametrize("options", [Options(), Options(group=2), Options(bias=False, logits_too=True)])
+def test_fp8_file_builds_with_its_layers_in_fp8_even_behind_a_pool(
+    rng: np.random.Generator, frames: CalibrationFrames, log: Log, capability: str, options: Options
+) -> None:
+    result = make_precision(fcn(rng, options), spec(), "fp8", form="tensorrt", frames=frames, method="mse")
+    assert result.report["layers"] == ["node_conv2", "node_conv3"]
+    assert result.report["half"]["kept"] == []
+    found = layers(result.model, capability, log)
+    assert found["node_conv1"] == ("Half", "Half")
+    assert found["node_conv2"] == ("FP8", "FP8")
+    assert found["node_conv3"] == ("FP8", "FP8")
+    assert found["node_conv2_relu_pool"][0] == "Half"
+    assert found["node_score"] == ("Half", "Half")
+
+
 @pytest.mark.parametrize("capability", ["SM86", "SM89"])
 def test_fp16_file_builds_in_half(
     rng: np.random.Generator, frames: CalibrationFrames, log: Log, capability: str

@@ -1,0 +1,130 @@
+"""The choices of a build, as data, and how they are read from words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from fcnopt.accuracy import ValidationSource
+from fcnopt.backends.base import BuildOptions, Precision
+from fcnopt.errors import UsageError
+from fcnopt.evaluate.budget import Budget, BudgetOn
+from fcnopt.locate import CALIB, ENGINES
+from fcnopt.quantize.methods import Method
+from fcnopt.quantize.select import Select
+
+_ANY_DROP = 100.0  # points; no network loses more
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """The less common choices of `build`.
+
+    Attributes:
+        method: How ranges are chosen for int8 and fp8: auto, minmax, percentile, entropy (int8 only) or mse.
+        max_frames: Most calibration frames.
+        select: Which of all that are given: even (spacing), or diverse, those that cover them.
+        name: The bundle's name; None makes one of model, precision and target.
+        folder: Where bundles go, and where the newest model is looked for.
+        calib: Where frames are looked for when none are named, and where ranges are kept.
+        recalibrate: Measure ranges and decide anew even where kept ranges and decisions exist, and replace those.
+        validation: Frames that accuracy is measured on, and the budget to be kept on them; None for neither.
+        optimize: Run the graph passes first.
+        backend: Choices for the runtime's builder.
+    """
+
+    method: Method = "auto"
+    max_frames: int = 64
+    select: Select = "even"
+    name: str | None = None
+    folder: Path = ENGINES
+    calib: Path = CALIB
+    recalibrate: bool = False
+    validation: ValidationSource | None = None
+    optimize: bool = True
+    backend: BuildOptions = field(default_factory=BuildOptions)
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise UsageError(f"method {self.method!r} is unknown", fix=f"use one of {', '.join(get_args(Method))}")
+        if self.select not in get_args(Select):
+            raise UsageError(f"select {self.select!r} is unknown", fix=f"use one of {', '.join(get_args(Select))}")
+        if self.max_frames < 1:
+            raise UsageError(f"max_frames is {self.max_frames}", fix="give at least one frame")
+        if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name[0] == "."):
+            raise UsageError(f"name {self.name!r} is not a folder name", fix="give a plain name without slashes")
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        shapes: str | None = None,
+        workspace_mib: int | None = None,
+        version_compatible: bool = False,
+        hardware_compatible: bool = False,
+        timing_cache: Path | None = None,
+        no_optimize: bool = False,
+        validation: Path | None = None,
+        labels: Path | None = None,
+        max_miou_drop: float | None = None,
+        max_class_drop: float | None = None,
+        budget_on: BudgetOn = "interval",
+        **others: Any,
+    ) -> Self:
+        """Settings from words: `shapes` as "1x360x480,1x360x480,4x720x960" (min, best, max); others as in the class."""
+        if workspace_mib is not None and workspace_mib < 1:
+            raise UsageError(f"workspace is {workspace_mib} MiB", fix="give 1 MiB or more")
+        backend = BuildOptions(
+            shapes=_parse_shapes(shapes) if shapes else None,
+            workspace_bytes=None if workspace_mib is None else workspace_mib << 20,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            timing_cache=timing_cache,
+        )
+        source = _parse_validation(validation, labels, max_miou_drop, max_class_drop, budget_on)
+        return cls(optimize=not no_optimize, backend=backend, validation=source, **others)
+
+
+def _parse_validation(
+    clip: Path | None,
+    labels: Path | None,
+    max_miou_drop: float | None,
+    max_class_drop: float | None,
+    on: BudgetOn,
+) -> ValidationSource | None:
+    if clip is None:
+        given = {"--max-miou-drop": max_miou_drop, "--max-class-drop": max_class_drop, "--labels": labels}
+        unused = next((name for name, value in given.items() if value is not None), None)
+        if unused is not None:
+            raise UsageError(
+                f"{unused} was given without frames to measure on",
+                fix="add --validation CLIP_OR_FOLDER, of frames that calibration does not use",
+            )
+        return None
+    if not clip.exists():
+        raise UsageError(f"--validation {clip}: no such file or folder", fix="give a video or a folder of images")
+    limited = max_miou_drop is not None or max_class_drop is not None
+    budget = Budget(_ANY_DROP if max_miou_drop is None else max_miou_drop, max_class_drop, on) if limited else None
+    return ValidationSource(clip, labels, budget)
+
+
+def _parse_shapes(text: str) -> tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]:
+    """The (N, H, W) of "1x360x480,1x360x480,4x720x960"."""
+    try:
+        least, best, most = ([int(number) for number in part.lower().split("x")] for part in text.split(","))
+        shapes = (least[0], least[1], least[2]), (best[0], best[1], best[2]), (most[0], most[1], most[2])
+    except (ValueError, IndexError) as error:
+        raise UsageError(
+            f"shapes {text!r} are not three sizes", fix="give MIN,BEST,MAX such as 1x360x480,1x360x480,4x720x960"
+        ) from error
+    if any(not 1 <= low <= middle <= high for low, middle, high in zip(*shapes, strict=True)):
+        raise UsageError(f"shapes {text!r} do not grow from MIN over BEST to MAX", fix="order them by size")
+    return shapes
+
+
+def checked_precision(precision: str) -> Precision:
+    """`precision` if it is one, else `UsageError`."""
+    if precision not in get_args(Precision):
+        raise UsageError(f"precision {precision!r} is unknown", fix=f"use one of {', '.join(get_args(Precision))}")
+    return precision  # type: ignore[return-value]
