@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import ModelProto
 from peers.int8_share import int8_share
 from peers.measure import Evaluation, Progress, file_sha256, kept_labels, parts, score, write_whole
 from peers.page import as_markdown
@@ -40,6 +41,7 @@ from fcnopt.graph.hashes import graph_hash, weights_hash
 from fcnopt.graph.passes import optimize
 from fcnopt.media import open_clip
 from fcnopt.quantize import CalibrationFrames, Method, make_precision
+from fcnopt.quantize.tune import Tuning
 from fcnopt.report.progress import ConsoleProgress
 from fcnopt.spec import ModelSpec
 
@@ -51,15 +53,29 @@ _KEY_LENGTH = 12
 
 def by_method(method: Method, model: onnx.ModelProto, spec: ModelSpec, frames: CalibrationFrames) -> onnx.ModelProto:
     """INT8 in TensorRT's form, ranges by one method."""
-    return make_precision(model, spec, "int8", form="tensorrt", frames=frames, method=method).model
+    return make_precision(model, spec, "int8", form="tensorrt", frames=frames, method=method, tuning=_NONE).model
 
 
+def with_ingredients(tuning: Tuning, model: ModelProto, spec: ModelSpec, frames: CalibrationFrames) -> ModelProto:
+    """Ranges by the best method, and these ingredients."""
+    return make_precision(model, spec, "int8", form="tensorrt", frames=frames, method="auto", tuning=tuning).model
+
+
+_NONE = Tuning(equalize=False, refine=False, rounding=False, bias=False)
 INGREDIENTS: Mapping[str, Ingredient] = {
     "minmax": partial(by_method, "minmax"),
     "percentile": partial(by_method, "percentile"),
     "entropy": partial(by_method, "entropy"),
     "mse": partial(by_method, "mse"),
-    "auto": partial(by_method, "auto"),
+    "equalize": partial(with_ingredients, replace(_NONE, equalize=True)),
+    "bias": partial(with_ingredients, replace(_NONE, bias=True)),
+    "rounding": partial(with_ingredients, replace(_NONE, rounding=True)),
+    "refine": partial(with_ingredients, replace(_NONE, refine=True)),
+    "rounding+bias": partial(with_ingredients, replace(_NONE, rounding=True, bias=True)),
+    "equalize+rounding": partial(with_ingredients, replace(_NONE, equalize=True, rounding=True)),
+    "equalize+rounding+bias": partial(with_ingredients, Tuning(refine=False)),
+    "equalize+rounding+refine": partial(with_ingredients, Tuning(bias=False)),
+    "auto": partial(with_ingredients, Tuning()),
 }
 """fcnopt's own rows: from the optimized FP32 model, its spec and calibration frames to the quantized model."""
 

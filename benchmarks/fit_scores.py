@@ -141,7 +141,7 @@ def fit_scores(
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         optimizer.step()
         schedule.step()
-        report(f"fit scores, loss {loss.item():.2f}", step / (fit.epochs * len(kept)))
+        report("fit scores", step / (fit.epochs * len(kept)))
     with torch.no_grad():
         for name, score in zip(tail.scores, scores, strict=True):
             _take_up(score, *scaling[name])

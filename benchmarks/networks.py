@@ -91,12 +91,12 @@ def offer_torchfcn() -> None:
     """Make torchfcn's networks importable without what it needs for training.
 
     They need torch alone, but the package imports its trainer, and their files what downloads their weights; empty
-    modules stand in for what is not installed.
+    modules stand in for what is not installed, until the networks are imported.
 
     Raises:
         BackendError: torchfcn is not installed.
     """
-    if "torchfcn" in sys.modules:
+    if "torchfcn.models" in sys.modules:
         return
     found = importlib.util.find_spec("torchfcn")
     if found is None or found.submodule_search_locations is None:
@@ -104,9 +104,13 @@ def offer_torchfcn() -> None:
     package = ModuleType("torchfcn")
     package.__path__ = list(found.submodule_search_locations)
     sys.modules["torchfcn"] = package
-    for name in ("fcn", "torchvision"):
-        if importlib.util.find_spec(name) is None:
-            sys.modules[name] = ModuleType(name)
+    missing = [name for name in ("fcn", "torchvision") if importlib.util.find_spec(name) is None]
+    sys.modules.update({name: ModuleType(name) for name in missing})
+    try:
+        importlib.import_module("torchfcn.models")
+    finally:
+        for name in missing:
+            del sys.modules[name]  # others ask whether these are there, torch's exporter among them
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,6 @@ NETWORKS: Mapping[str, Network] = {
         92,
     ),
     "fcn32s": Network(
-        "FCN-32s, batch norm", "models/fcn8s_vgg16bn_camvid.pth", _fcn32s, SAME_32S, ExportOptions(size=(360, 480)), 184
+        "FCN-32s, batch norm", "models/fcn8s_vgg16bn_camvid.pth", _fcn32s, SAME_32S, ExportOptions(size=(360, 480)), 92
     ),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ import numpy as np
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import import_graph
 from fcnopt.graph.shapes import tensor_types
-from fcnopt.quantize.equalize import apply, channel_reach, equalize
+from fcnopt.quantize.balance import observe_channels
+from fcnopt.quantize.equalize import apply, equalize
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.judge import observable
 from fcnopt.quantize.placement import Placement
@@ -72,8 +74,8 @@ def ranges_for_integers(
     source, factors = model, dict[str, tuple[float, ...]]()
     if equalized:
         sample = frames.subset(_EQUALIZE_FRAMES)
-        reach = channel_reach(model, placement.tensors, sample, lambda done: progress("equalize channels", done))
-        source, changed = equalize(model, reach)
+        channels = observe_channels(model, placement.tensors, sample, partial(progress, "equalize channels"))
+        source, changed = equalize(model, channels, placement.layers)
         factors = {entry.tensor: entry.factors for entry in changed}
     ranges = replace(_observe(source, frames, placement.tensors, progress), factors=factors)
     if range_file is not None:

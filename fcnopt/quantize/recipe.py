@@ -42,7 +42,7 @@ class Recipe:
     Attributes:
         key: What they belong to: hashes of weights, graph and calibration frames, precision, form and method.
         rule: The calibration method that ranges started from; None before it is chosen.
-        grids: Of every quantized tensor; empty before they are found.
+        grids: Of every quantized tensor, refined; empty before they are found, and where they follow from the ranges.
         moves: What refining did.
         evidence: Of every candidate so far.
         rounded: Whether weights are rounded together; None before it is known.

@@ -154,7 +154,10 @@ def cancelled(weight: Matrix, scales: NDArray[np.float32], moment: Matrix) -> ND
 
 
 def _factor(moment: Matrix) -> Matrix:
-    """Upper U with U^T U = (H + damping)^-1, up to a factor: row i says how those after i take up its error."""
+    """Upper U with U^T U = (H + damping)^-1, up to a factor: row i says how the weights after i take up its error.
+
+    From the Cholesky factor of H turned about both axes: H = R R^T with R upper, so that U is R's inverse.
+    """
     mean = float(np.einsum("ii->i", moment).mean(dtype=np.float64))
     if not np.isfinite(mean) or mean < np.finfo(np.float32).smallest_normal:  # beyond float32, or nothing came in
         return np.eye(len(moment), dtype=np.float32)
@@ -164,10 +167,23 @@ def _factor(moment: Matrix) -> Matrix:
     while True:
         diagonal += damping
         try:
-            inverse = np.linalg.inv(damped)
-            return np.asarray(np.linalg.cholesky((inverse + inverse.T) / 2).T, np.float32)
+            lower = np.linalg.cholesky(damped[::-1, ::-1])
+            return _inverted(np.ascontiguousarray(lower[::-1, ::-1]))
         except np.linalg.LinAlgError:  # not positive in float32: few frames, or inputs that repeat others
             damping *= 10
+
+
+def _inverted(upper: Matrix) -> Matrix:
+    """The inverse of an upper triangular matrix, by halves: most of it is matrix products."""
+    size = len(upper)
+    if size <= _BLOCK:
+        return np.asarray(np.linalg.inv(upper), np.float32)
+    half = size // 2
+    result = np.zeros_like(upper)
+    result[:half, :half] = _inverted(upper[:half, :half])
+    result[half:, half:] = _inverted(upper[half:, half:])
+    result[:half, half:] = -result[:half, :half] @ upper[:half, half:] @ result[half:, half:]
+    return result
 
 
 def _layers(model: onnx.ModelProto, placement: Placement, found: Mapping[str, Grid], form: Form) -> list[_Layer]:

@@ -1,6 +1,8 @@
 """The road to a quantized network, ingredient by ingredient, each judged by the divergence at the logits.
 
-    equalize channels -> ranges by each method -> the best of them -> refine tensor by tensor -> round weights
+    equalize channels -> ranges by each method -> the best of them -> round weights -> refine tensor by tensor
+
+Weights come before ranges are refined: their noise, which rounding takes away, would drown what a range changes.
 
 An ingredient that makes it worse on these frames is left out again. All frames are calibration frames.
 """
@@ -19,13 +21,13 @@ from fcnopt.graph.taps import logits_name
 from fcnopt.quantize.calibrate import Progress, ranges_for_integers
 from fcnopt.quantize.choose import Evidence, Judge, best, measure
 from fcnopt.quantize.frames import CalibrationFrames
-from fcnopt.quantize.methods import METHODS, Method, Quantized, Rule, check_method, methods_of
+from fcnopt.quantize.methods import Method, Quantized, Rule, check_method, methods_of
 from fcnopt.quantize.placement import Placement, place
 from fcnopt.quantize.plan import Plan, on_cpu
 from fcnopt.quantize.qdq import Form, grids
 from fcnopt.quantize.ranges import Ranges
 from fcnopt.quantize.recipe import Recipe, key_of
-from fcnopt.quantize.refine import Move, refine
+from fcnopt.quantize.refine import refine
 from fcnopt.quantize.rescale import Rescaled, rescale
 from fcnopt.quantize.rounding import round_weights
 from fcnopt.quantize.scales import Unfit, unfit_for_half
@@ -33,8 +35,8 @@ from fcnopt.quantize.scales import Unfit, unfit_for_half
 if TYPE_CHECKING:
     import onnx
 
-_JUDGE_FRAMES = 6
-_ROUNDING_FRAMES = 16
+_JUDGE_FRAMES = 12
+_ROUNDING_FRAMES = 12
 
 
 @dataclass(frozen=True)
@@ -129,12 +131,10 @@ def tune(
     key = key_of(model, frames, precision, form, method) | {"tuning": str(used)}
     recipe = Recipe.open(recipe_file, key)
 
-    plan = Plan(source, logits, precision, form, placement, recipe.grids, {}, unfit)
-    if recipe.rule is not None and set(recipe.grids) == set(placement.tensors):
-        rule = recipe.rule
-    else:
-        plan, rule = _with_ranges(plan, scaled, judge, recipe, used, progress)
+    plan = Plan(source, logits, precision, form, placement, {}, {}, unfit)
+    plan, rule = _with_ranges(plan, scaled, judge, recipe, progress)
     plan = _with_weights(plan, frames, judge, recipe, used, progress)
+    plan = _refined(plan, judge, recipe, used, progress)
     declined = {entry.node for entry in wanted.declined}
     return Tuned(
         plan,
@@ -149,31 +149,23 @@ def tune(
     )
 
 
-def _with_ranges(
-    plan: Plan, ranges: Ranges, judge: Judge, recipe: Recipe, tuning: Tuning, progress: Progress
-) -> tuple[Plan, Rule]:
-    """The plan with a grid for every tensor: by the best method, then refined; and that method."""
-    auto = recipe.key["method"] == "auto"
-    rules = methods_of(plan.precision) if auto else tuple(rule for rule in METHODS if rule == recipe.key["method"])
-    plans = {
-        rule: replace(
-            plan,
-            grids=grids(plan.placement, ranges, dict.fromkeys(plan.placement.tensors, rule), plan.form, plan.precision),
-        )
-        for rule in rules
-    }
-    candidates: dict[str, Callable[[], onnx.ModelProto]] = {rule: one.measurable for rule, one in plans.items()}
-    evidence = measure(judge, candidates, partial(progress, "choose ranges"))
-    rule = next(rule for rule in rules if rule == best(evidence).name)
-    plan, moves = plans[rule], tuple[Move, ...]()
-    if tuning.refine and plan.precision == "int8":  # the steps of fp8 are relative: its scales hardly matter
-        found, entry, moves = refine(
-            plan.measurable(), plan.placement, plan.grids, judge, partial(progress, "refine ranges")
-        )
-        plan, evidence = replace(plan, grids=found), (*evidence, entry)
-    recipe.rule, recipe.grids, recipe.moves, recipe.evidence = rule, dict(plan.grids), moves, evidence
+def _with_ranges(plan: Plan, ranges: Ranges, judge: Judge, recipe: Recipe, progress: Progress) -> tuple[Plan, Rule]:
+    """The plan with a grid for every tensor, by the best method; and that method."""
+
+    def by(rule: Rule) -> Plan:
+        choice = dict.fromkeys(plan.placement.tensors, rule)
+        return replace(plan, grids=grids(plan.placement, ranges, choice, plan.form, plan.precision))
+
+    if recipe.rule is not None:
+        return by(recipe.rule), recipe.rule
+    rules = methods_of(plan.precision)
+    asked = tuple(rule for rule in rules if recipe.key["method"] in (rule, "auto"))
+    candidates: dict[str, Callable[[], onnx.ModelProto]] = {rule: by(rule).measurable for rule in asked}
+    recipe.evidence = measure(judge, candidates, partial(progress, "choose ranges"))
+    chosen = next(rule for rule in asked if rule == best(recipe.evidence).name)
+    recipe.rule = chosen
     recipe.save()
-    return plan, rule
+    return by(chosen), chosen
 
 
 def _with_weights(
@@ -200,6 +192,19 @@ def _with_weights(
         recipe.evidence = (*recipe.evidence, entry)
         recipe.save()
     return tried if recipe.rounded else plan
+
+
+def _refined(plan: Plan, judge: Judge, recipe: Recipe, tuning: Tuning, progress: Progress) -> Plan:
+    """The plan with ranges refined at the logits."""
+    if plan.precision != "int8" or not tuning.refine:  # the steps of fp8 are relative: its scales hardly matter
+        return plan
+    if set(recipe.grids) != set(plan.grids):
+        found, entry, moves = refine(
+            plan.measurable(), plan.placement, plan.grids, judge, partial(progress, "refine ranges")
+        )
+        recipe.grids, recipe.moves, recipe.evidence = found, moves, (*recipe.evidence, entry)
+        recipe.save()
+    return replace(plan, grids=recipe.grids)
 
 
 def _placed(model: onnx.ModelProto, logits: str, precision: Quantized, unfit: Unfit | None = None) -> Placement:

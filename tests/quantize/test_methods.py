@@ -49,6 +49,29 @@ def test_entropy_is_the_published_algorithm(steps: int, seed: int) -> None:
     assert entropy_threshold(counts, 0.5, steps) == brute_force_entropy(counts, steps) * 0.5
 
 
+DISTRIBUTIONS = {
+    "uniform": lambda rng: rng.uniform(0, 1, 20000),
+    "half normal": lambda rng: np.abs(rng.normal(size=20000)),
+    "exponential": lambda rng: rng.exponential(size=20000),
+    "log-normal": lambda rng: rng.lognormal(0, 1.5, 20000),
+    "two humps": lambda rng: np.abs(np.r_[rng.normal(1, 0.1, 15000), rng.normal(6, 0.3, 300)]),
+    "outliers": lambda rng: np.r_[np.abs(rng.normal(size=20000)), 40.0, 41.0],
+    "spikes": lambda rng: rng.choice([0.1, 0.5, 3.0, 3.1, 9.0], 20000, p=[0.5, 0.3, 0.1, 0.09, 0.01]),
+}
+
+
+@pytest.mark.parametrize("steps", [128, 256])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_entropy_is_the_published_algorithm_on_every_kind_of_data(
+    rng: np.random.Generator, distribution: str, steps: int
+) -> None:
+    counts = np.histogram(DISTRIBUTIONS[distribution](rng), bins=400)[0]
+    expected = brute_force_entropy(counts, steps)
+    assert entropy_threshold(counts, 0.25, steps) == expected * 0.25
+    if distribution in ("exponential", "log-normal"):
+        assert steps < expected < 400  # there was something to find
+
+
 def test_entropy_clips_a_lonely_outlier() -> None:
     values = np.concatenate([np.random.default_rng(0).uniform(0, 1, 100000), [10.0]])
     assert entropy_threshold(histogram_of(values).magnitudes, 10 / 2048, 128) < 1.1

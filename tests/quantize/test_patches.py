@@ -68,6 +68,21 @@ def test_patches_times_weight_are_the_convolution(
     np.testing.assert_allclose(have, want, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+def test_padding_of_a_dilated_kernel_leaves_the_size_as_it_is(rng: np.random.Generator, mode: str) -> None:
+    """ONNX Runtime has no such convolution, so the padding is held against one that states it."""
+    size, attributes = (1, 2, 9, 12), {"dilations": [2, 3]}
+    total = (2, 9)  # (k - 1) * d for kernels of 2 and 4
+    small, large = [n // 2 for n in total], [n - n // 2 for n in total]
+    pads = [*small, *large] if mode == "SAME_UPPER" else [*large, *small]
+    node, values, want = single(rng, (3, 2, 2, 4), size, pads=pads, **attributes)
+    assert want.shape == (1, 3, 9, 12)
+    del node.attrs["pads"]
+    node.attrs["auto_pad"] = mode
+    have = by_rows(node, patches(node, values, EVERY, rng)).reshape(1, 9, 12, 3).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(have, want, atol=1e-4)
+
+
 def test_drawn_places_are_distinct_places_of_every_image(rng: np.random.Generator) -> None:
     node, values, want = single(rng, (5, 3, 3, 3), (2, 3, 11, 14), pads=[1] * 4)
     rows = patches(node, values, 100, rng)

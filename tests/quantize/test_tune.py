@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from fcnopt.quantize import CalibrationFrames, tune
+from fcnopt.quantize.choose import Judge
+from fcnopt.quantize.methods import METHODS
+from fcnopt.quantize.tune import PLAIN, Tuned, Tuning
+from tests.quantize.nets import Options, fcn, spec, write_images
+from tests.quantize.test_refine import joined
+
+
+@pytest.fixture
+def frames(rng: np.random.Generator, tmp_path: Path) -> CalibrationFrames:
+    return CalibrationFrames.collect([write_images(rng, tmp_path / "frames", 4)], spec())
+
+
+def tuned(
+    model: onnx.ModelProto, frames: CalibrationFrames, tuning: Tuning | None = None, method: str = "auto", **where: str
+) -> Tuned:
+    given = {"precision": "int8", "form": "tensorrt", **where}
+    return tune.tune(model, frames, given["precision"], given["form"], method, None, lambda *_: None, tuning)
+
+
+def names(found: Tuned) -> tuple[str, ...]:
+    return tuple(entry.name for entry in found.recipe.evidence)
+
+
+@pytest.mark.parametrize("form", ["tensorrt", "cpu"])
+def test_every_ingredient_is_judged_and_the_best_is_the_plan(
+    rng: np.random.Generator, frames: CalibrationFrames, form: str
+) -> None:
+    model = joined(rng)
+    found = tuned(model, frames, form=form)
+    assert names(found) == (*METHODS, "refined", "rounded")
+    least = min(entry.divergence for entry in found.recipe.evidence)
+    assert found.chosen.divergence == least
+    assert found.rule == min(found.recipe.evidence[:4], key=lambda entry: entry.divergence).name
+    assert bool(found.plan.rounded) == (found.chosen.name == "rounded")
+    judge = Judge(found.plan.source, frames, "score")
+    assert judge("again", found.plan.measurable()).divergence == pytest.approx(least, rel=1e-6)
+    assert found.recipe.evidence[4].divergence <= min(entry.divergence for entry in found.recipe.evidence[:4])
+
+
+def test_together_they_bring_the_network_nearer_to_fp32(rng: np.random.Generator, frames: CalibrationFrames) -> None:
+    model = fcn(rng)
+    plain, whole = tuned(model, frames, PLAIN), tuned(model, frames)
+    judge = Judge(model, frames, "logits")
+    before, after = (judge("", found.plan.measurable()).divergence for found in (plain, whole))
+    assert after < 0.8 * before
+
+
+def test_ingredients_can_be_left_out(rng: np.random.Generator, frames: CalibrationFrames) -> None:
+    model = fcn(rng)
+    for tuning, expected in (
+        (PLAIN, METHODS),
+        (Tuning(rounding=False, bias=False), (*METHODS, "refined")),
+        (Tuning(refine=False), (*METHODS, "rounded")),
+        (Tuning(refine=False, rounding=False), (*METHODS, "rounded")),
+    ):
+        assert names(tuned(model, frames, tuning)) == expected
+    assert names(tuned(model, frames, method="mse")) == ("mse",)
+    assert names(tuned(model, frames, Tuning(refine=False), method="mse")) == ("mse", "rounded")
+    assert names(tuned(model, frames, precision="fp8")) == ("minmax", "percentile", "mse")
+    assert tuned(model, frames, PLAIN).ranges[0].factors
+    assert not tuned(model, frames, replace(PLAIN, equalize=False)).ranges[0].factors
+
+
+def test_ingredient_that_makes_it_worse_is_left_out_again(
+    rng: np.random.Generator, frames: CalibrationFrames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fcn(rng)
+    honest = tune.round_weights
+
+    def careless(*args: object, **options: object) -> object:
+        found = honest(*args, **options)
+        return {name: replace(entry, values=entry.values // 16 * 16) for name, entry in found.items()}
+
+    monkeypatch.setattr(tune, "round_weights", careless)
+    found = tuned(model, frames)
+    rounded = found.recipe.evidence[-1]
+    assert rounded.name == "rounded"
+    assert rounded.divergence > found.chosen.divergence
+    assert found.chosen.name != "rounded"
+    assert not found.plan.rounded
+    assert (
+        found.plan.measurable().SerializeToString() == replace(found.plan, rounded={}).measurable().SerializeToString()
+    )
+
+
+def test_method_that_is_worse_is_not_chosen(
+    rng: np.random.Generator, frames: CalibrationFrames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = tune.grids
+
+    def clipping(placement, ranges, choice, *rest):
+        found = honest(placement, ranges, choice, *rest)
+        good = set(choice.values()) == {"percentile"}
+        return found if good else {name: replace(grid, scale=grid.scale / 64) for name, grid in found.items()}
+
+    monkeypatch.setattr(tune, "grids", clipping)
+    found = tuned(fcn(rng), frames, PLAIN)
+    assert found.rule == found.chosen.name == "percentile"
+
+
+def test_original_is_untouched_and_the_result_repeats(rng: np.random.Generator, frames: CalibrationFrames) -> None:
+    model = fcn(rng, Options(group=2))
+    before = model.SerializeToString()
+    first, second = tuned(model, frames), tuned(model, frames)
+    assert model.SerializeToString() == before
+    assert first.plan.graph().SerializeToString() == second.plan.graph().SerializeToString()
