@@ -122,7 +122,8 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
 def measured(network: Network, options: Options, work: Path, progress: Progress) -> dict[str, Any]:
     """The figures of one network, ready for JSON."""
     checkpoint, facts = fitted(network, options.shared, work, progress)
-    offer_torchfcn()
+    if network.options.module is not None:
+        offer_torchfcn()
     exported = export(checkpoint, work / "exported.onnx", classes="camvid", options=network.options, progress=progress)
     raw = io.load(exported.path)
     model, _ = optimize(raw, progress=progress)

@@ -101,7 +101,9 @@ def balanced(channels: Channels, readers: Sequence[tuple[slice, NDArray[np.float
     """
     minimize = _minimizer()
     reach = np.maximum(channels.reach, channels.reach.max() * _LEAST_REACH)
-    if not reach.max() > 0 or not readers:
+    # The frame and tensor to blame for values that are not finite are named by `ranges.observe`.
+    finite = np.isfinite(reach).all() and np.isfinite(channels.power).all()
+    if not finite or not reach.max() > 0 or not readers:
         return np.ones(len(reach), np.float32)
     noise = _Noise(
         np.log(np.maximum(reach, np.finfo(np.float32).tiny)),

@@ -48,7 +48,7 @@ def test_auto_records_all_four_methods_and_takes_the_best(
     model = fcn(rng)
     result = checked(make_precision(model, spec(), "int8", form=form, frames=frames))
     evidence = {entry["name"]: entry for entry in result.report["evidence"]}
-    assert tuple(evidence) == (*METHODS, "refined", "rounded")
+    assert tuple(evidence) == (*METHODS, "rounded", "refined")
     started = evidence[result.report["method"]]
     assert started["divergence"] == min(evidence[rule]["divergence"] for rule in METHODS)
     chosen = result.report["chosen"]

@@ -99,6 +99,16 @@ def test_uncorrelated_inputs_leave_nothing_but_rounding_to_nearest(rng: np.rando
         np.testing.assert_array_equal(cancelled(weight, scales, moment), values)
 
 
+@pytest.mark.parametrize("exponent", [-100, -40, 40, 100])
+def test_only_the_ratios_of_moments_matter(rng: np.random.Generator, exponent: int) -> None:
+    weight = rng.normal(size=(8, 150)).astype(np.float32)
+    values, scales = quantize_weight(weight, 0, half_exact=True)
+    moment = moment_of(rng, 150, 4, 0.1)
+    found = cancelled(weight, scales, moment)
+    assert (found != values).any()
+    np.testing.assert_array_equal(cancelled(weight, scales, moment * np.float32(2.0**exponent)), found)
+
+
 @pytest.mark.parametrize("broken", [np.inf, np.nan])
 def test_moments_beyond_float32_mean_rounding_to_nearest(rng: np.random.Generator, broken: float) -> None:
     weight = rng.normal(size=(4, 10)).astype(np.float32)

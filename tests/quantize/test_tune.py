@@ -37,14 +37,15 @@ def test_every_ingredient_is_judged_and_the_best_is_the_plan(
 ) -> None:
     model = joined(rng)
     found = tuned(model, frames, form=form)
-    assert names(found) == (*METHODS, "refined", "rounded")
+    assert names(found) == (*METHODS, "rounded", "refined")
     least = min(entry.divergence for entry in found.recipe.evidence)
     assert found.chosen.divergence == least
     assert found.rule == min(found.recipe.evidence[:4], key=lambda entry: entry.divergence).name
-    assert bool(found.plan.rounded) == (found.chosen.name == "rounded")
+    assert found.recipe.evidence[4].divergence < min(entry.divergence for entry in found.recipe.evidence[:4])
+    assert found.plan.rounded
     judge = Judge(found.plan.source, frames, "score")
     assert judge("again", found.plan.measurable()).divergence == pytest.approx(least, rel=1e-6)
-    assert found.recipe.evidence[4].divergence <= min(entry.divergence for entry in found.recipe.evidence[:4])
+    assert found.recipe.evidence[5].divergence <= found.recipe.evidence[4].divergence
 
 
 def test_together_they_bring_the_network_nearer_to_fp32(rng: np.random.Generator, frames: CalibrationFrames) -> None:
@@ -83,8 +84,10 @@ def test_ingredient_that_makes_it_worse_is_left_out_again(
 
     monkeypatch.setattr(tune, "round_weights", careless)
     found = tuned(model, frames)
-    rounded = found.recipe.evidence[-1]
-    assert rounded.name == "rounded"
+    *methods, rounded, refined = found.recipe.evidence
+    assert (rounded.name, refined.name) == ("rounded", "refined")
+    assert rounded.divergence > refined.divergence
+    assert refined.divergence <= min(entry.divergence for entry in methods)
     assert rounded.divergence > found.chosen.divergence
     assert found.chosen.name != "rounded"
     assert not found.plan.rounded
