@@ -119,10 +119,7 @@ class Assignment:
                     calibration=self._calibrated(),
                     progress=lambda done: self._progress("validate FP32", done),
                 )
-            try:
-                return self._searched(validation, place, reference)
-            finally:
-                validation.close()
+            return self._searched(validation, place, reference)
 
     def _searched(self, validation: Validation, place: Path, reference: str) -> Assigned:
         def keeps(floats: frozenset[str]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 
@@ -43,7 +44,7 @@ class Measured:
 
 
 class Validation:
-    """A clip, the reference's labels on it, and the budget.
+    """A clip, the reference's labels on it, and the budget. Its temporary file goes when nobody refers to it any more.
 
     Attributes:
         truth: What drops are measured against: the clip's label maps, or the reference's labels where it has none.
@@ -77,7 +78,8 @@ class Validation:
         self.truth: Truth = "labels" if clip.labelled else "reference"
         self.frames = 0
         self._clip, self._spec, self._budget = clip, spec, budget
-        self._kept = tempfile.TemporaryFile(prefix="fcnopt-labels-")  # noqa: SIM115  (lives as long as this)
+        self._kept = tempfile.TemporaryFile(prefix="fcnopt-labels-")  # noqa: SIM115  (outlives this)
+        weakref.finalize(self, self._kept.close)
         self._base = Scorer(spec.classes)
         hasher = FrameHasher(spec.frame)
         seen = 0
@@ -139,10 +141,6 @@ class Validation:
     def key(self) -> str:
         """SHA-256 over frames, truth and the reference's labels: counts of one key may be compared."""
         return hashlib.sha256(self.sha256.encode() + self._base.truth.frames.tobytes()).hexdigest()
-
-    def close(self) -> None:
-        """Free the disk."""
-        self._kept.close()
 
     def _fitted(self) -> Iterator[tuple[Frame, NDArray[np.uint8]]]:
         for frame in self._clip:
