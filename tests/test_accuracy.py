@@ -88,7 +88,7 @@ def test_a_search_that_was_cut_goes_on_where_it_stopped(
     measured, costs = Validation.measure, accuracy.layer_costs
     calls: list[int] = []
     # measured times differ from run to run, and with them the order of layers
-    monkeypatch.setattr(accuracy, "layer_costs", lambda *args, frame, **others: costs(*args, **others))
+    monkeypatch.setattr(accuracy, "layer_costs", lambda *args, **others: costs(*args, **{**others, "frame": None}))
 
     def cut(self: Validation, *args: Any) -> Measured:
         calls.append(1)

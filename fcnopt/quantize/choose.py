@@ -4,9 +4,10 @@ A candidate runs beside the FP32 graph. What counts is how far its class probabi
 
     KL(p || q) = sum_c p_c (log p_c - log q_c),   p = softmax(FP32's logits), q = softmax(the candidate's)
 
-in the mean over pixels: to second order the noise of the logits weighted by how much it matters (Fisher's information),
-most where two classes are close, not at all where one is certain. It moves smoothly where the share of equal labels
-jumps by chance. That share and the noise itself are recorded too.
+to second order the noise of the logits weighted by how much it matters (Fisher's information), most where two classes
+are close, not at all where one is certain. It moves smoothly where the share of equal labels jumps by chance. Half of
+it counts in the mean over pixels, as equal labels do, and half in the mean over (FP32's) classes, as mIoU does:
+a pole has few pixels and as much weight as the road. The share of equal labels and the noise itself are recorded too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from fcnopt.errors import CalibrationError
 from fcnopt.quantize.ranges import decibels
-from fcnopt.quantize.sessions import Session
+from fcnopt.quantize.sessions import judging
 
 if TYPE_CHECKING:
     import onnx
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 GOOD_LABELS = 0.9  # below this share of equal labels the user is warned
 USABLE_LABELS = 0.5  # below this one the graph is no longer the network that was given
 _FIX = "build with --precision fp16, or calibrate with more or other frames of the camera (--calibration PATH)"
+_CLASS_PIXELS = 1000  # over all frames: fewer say little about their class
 _PIXELS = 1 << 16  # of a frame that are compared; what is kept of the reference stays small at any frame size
 
 
@@ -37,7 +39,8 @@ class Evidence:
 
     Attributes:
         name: Of the candidate, such as a calibration method.
-        divergence: Mean Kullback-Leibler divergence of its class probabilities from FP32's, in nats a pixel.
+        divergence: Kullback-Leibler divergence of its class probabilities from FP32's, in nats a pixel: the average of
+            the means over pixels and over classes.
         logits_db: Signal to quantization noise at the logits, in decibels: more is better.
         equal_labels: Share of pixels whose label is the FP32 graph's, 0..1.
     """
@@ -55,12 +58,20 @@ class Judge:
         model: FP32.
         frames: uint8 [1, H, W, 3] each; read once now and once a candidate.
         logits: Name of the logits, [N, C, H, W].
+
+    Raises:
+        CalibrationError: The FP32 graph's logits are not finite.
     """
 
     def __init__(self, model: onnx.ModelProto, frames: Iterable[NDArray[np.uint8]], logits: str) -> None:
         self._frames = frames
         self._name = logits
         self._reference = list(self._logits(model))
+        if not all(np.isfinite(entry).all() for entry in self._reference):
+            raise CalibrationError(
+                f"{logits!r} of the FP32 network is not finite on calibration frames",
+                fix="check the weights and the normalization",
+            )
 
     def __call__(self, name: str, candidate: onnx.ModelProto) -> Evidence:
         """Run a candidate.
@@ -68,20 +79,21 @@ class Judge:
         Raises:
             CalibrationError: Its logits are not finite.
         """
-        signal = noise = divergence = 0.0
+        signal = noise = 0.0
         equal = []
+        diverged = np.zeros((2, self._reference[0].shape[0]))  # sums and pixels, a class of FP32's labels
         for want, have in zip(self._reference, self._logits(candidate), strict=True):
             if not np.isfinite(have).all():
                 raise CalibrationError(f"{name}: {self._name!r} is not finite on calibration frames", fix=_FIX)
             signal += float(np.sum(want.astype(np.float64) ** 2))
             noise += float(np.sum((have.astype(np.float64) - want) ** 2))
-            divergence += _divergence(want, have)
+            diverged += _divergence(want, have)
             equal.append(float(np.mean(want.argmax(axis=0) == have.argmax(axis=0))))
-        return Evidence(name, divergence / len(equal), decibels(signal, noise), float(np.mean(equal)))
+        return Evidence(name, _mean(diverged), decibels(signal, noise), float(np.mean(equal)))
 
     def _logits(self, model: onnx.ModelProto) -> Iterable[NDArray[np.float32]]:
         """The logits of every frame at `_PIXELS` evenly spaced pixels, [C, pixels]."""
-        with Session(model, (self._name,)) as session:
+        with judging(model, self._name) as session:
             for frame in self._frames:
                 (values,) = session.run(frame)
                 flat = values[0].reshape(values.shape[1], -1)
@@ -132,10 +144,19 @@ def warnings(chosen: Evidence, precision: str, *, alone: bool) -> tuple[str, ...
     return ()
 
 
-def _divergence(want: NDArray[np.float32], have: NDArray[np.float32]) -> float:
-    """Mean over pixels of KL(softmax(want) || softmax(have)); both [C, pixels]."""
+def _divergence(want: NDArray[np.float32], have: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL(softmax(want) || softmax(have)), both [C, pixels], summed over the pixels of each class; and those: [2, C]."""
     first, second = _log_softmax(want), _log_softmax(have)
-    return max(0.0, float(np.mean(np.sum(np.exp(first) * (first - second), axis=0))))
+    each = np.maximum(np.sum(np.exp(first) * (first - second), axis=0), 0.0)
+    labels, classes = want.argmax(axis=0), len(want)
+    return np.stack([np.bincount(labels, each, classes), np.bincount(labels, minlength=classes)])
+
+
+def _mean(diverged: NDArray[np.float64]) -> float:
+    """The average of the mean over pixels and the mean over classes of enough pixels, from [2, C]."""
+    total, pixels = diverged
+    enough = pixels >= min(_CLASS_PIXELS, pixels.max())
+    return float((total.sum() / pixels.sum() + np.mean(total[enough] / pixels[enough])) / 2)
 
 
 def _log_softmax(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -143,7 +143,7 @@ def finish(
     """
     plan = tuned.plan.without(floats)
     result = plan.graph()
-    chosen = tuned.chosen if not floats else tuned.judge("with layers left float", plan.measurable())
+    chosen = tuned.chosen if not floats else tuned.judge("with layers left float", result)
     data = _quantized_data(tuned, plan, chosen, model, frames) | {"requested": requested}
     notes = warnings(chosen, plan.precision, alone=requested != "auto")
     notes += _quantized_notes(tuned, plan, chosen, data["int8_macs_share"])

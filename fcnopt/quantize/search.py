@@ -70,7 +70,7 @@ def sensitivities(
     found = []
     for count, layer in enumerate(layers, start=1):
         if layer not in known:
-            known[layer] = tuned.judge(layer, tuned.plan.without(frozenset({layer})).measurable())
+            known[layer] = tuned.judge(layer, tuned.plan.without(frozenset({layer})).graph())
             save()
         left = known[layer].divergence
         gain = (whole - left) / whole if whole > 0 else 0.0

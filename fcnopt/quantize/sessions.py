@@ -1,7 +1,12 @@
-"""ONNX Runtime on the CPU, reading tensors from the middle of a network."""
+"""Runtimes on the CPU, reading tensors from the middle of a network.
+
+ONNX Runtime hands out any tensor. OpenVINO runs symmetric INT8 several times as fast, which ONNX Runtime computes in
+float: where it is installed it judges candidates (`judging`).
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +20,8 @@ from fcnopt.graph.taps import expose
 
 if TYPE_CHECKING:
     import onnx
+
+_UNKNOWN_TO_OPENVINO = frozenset({17})  # onnx.TensorProto.FLOAT8E4M3FN
 
 
 class Session:
@@ -73,6 +80,55 @@ class Session:
         self.close()
 
 
+class OpenVinoSession:
+    """Runs one network frame by frame by OpenVINO, float layers in FP32; a context manager.
+
+    Args:
+        model: Below 2 GB, its first input the frames.
+        name: The tensor to read.
+
+    Raises:
+        CalibrationError: OpenVINO cannot run the network.
+    """
+
+    def __init__(self, model: onnx.ModelProto, name: str) -> None:
+        import openvino
+
+        core = openvino.Core()
+        try:
+            network = core.read_model(expose(model, [name]).SerializeToString())
+            compiled = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        except RuntimeError as error:
+            raise _cannot(error, "OpenVINO") from error
+        self._output = next(output for output in compiled.outputs if name in output.get_names())
+        self._request: Any = compiled.create_infer_request()
+
+    def run(self, frame: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        """The tensor's values for one batch, in a list of one."""
+        self._request.infer({0: frame})
+        return [np.array(self._request.get_tensor(self._output).data)]
+
+    def close(self) -> None:
+        """Free the network."""
+        self._request = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def judging(model: onnx.ModelProto, name: str) -> Session | OpenVinoSession:
+    """The fastest session here for one tensor: OpenVINO where it is installed and knows the graph's numbers."""
+    kinds = {initializer.data_type for initializer in model.graph.initializer}
+    if importlib.util.find_spec("openvino") is None or kinds & _UNKNOWN_TO_OPENVINO:
+        return Session(model, (name,))
+    return OpenVinoSession(model, name)
+
+
 def _runtime() -> Any:
     try:
         import onnxruntime
@@ -83,8 +139,8 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-def _cannot(error: Exception) -> CalibrationError:
+def _cannot(error: Exception, runtime: str = "ONNX Runtime") -> CalibrationError:
     return CalibrationError(
-        f"calibration: ONNX Runtime cannot run the network: {str(error).splitlines()[0]}",
+        f"calibration: {runtime} cannot run the network: {str(error).splitlines()[0]}",
         fix="check the model with 'fcnopt inspect'; an operator or opset may be newer than the installed runtime",
     )

@@ -23,7 +23,7 @@ from fcnopt.quantize.choose import Evidence, Judge, best, measure
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import Method, Quantized, Rule, check_method, methods_of
 from fcnopt.quantize.placement import Placement, place
-from fcnopt.quantize.plan import Plan, on_cpu
+from fcnopt.quantize.plan import Plan
 from fcnopt.quantize.qdq import Form, grids
 from fcnopt.quantize.ranges import Ranges
 from fcnopt.quantize.recipe import Recipe, key_of
@@ -35,7 +35,7 @@ from fcnopt.quantize.scales import Unfit, unfit_for_half
 if TYPE_CHECKING:
     import onnx
 
-_JUDGE_FRAMES = 12
+_JUDGE_FRAMES = 8
 _ROUNDING_FRAMES = 12
 
 
@@ -160,7 +160,7 @@ def _with_ranges(plan: Plan, ranges: Ranges, judge: Judge, recipe: Recipe, progr
         return by(recipe.rule), recipe.rule
     rules = methods_of(plan.precision)
     asked = tuple(rule for rule in rules if recipe.key["method"] in (rule, "auto"))
-    candidates: dict[str, Callable[[], onnx.ModelProto]] = {rule: by(rule).measurable for rule in asked}
+    candidates: dict[str, Callable[[], onnx.ModelProto]] = {rule: by(rule).graph for rule in asked}
     recipe.evidence = measure(judge, candidates, partial(progress, "choose ranges"))
     chosen = next(rule for rule in asked if rule == best(recipe.evidence).name)
     recipe.rule = chosen
@@ -178,7 +178,7 @@ def _with_weights(
     rounded = round_weights(
         plan.source,
         plan.placement,
-        on_cpu(plan.grids),
+        plan.grids,
         frames.subset(_ROUNDING_FRAMES),
         plan.form,
         partial(progress, "round weights"),
@@ -187,7 +187,7 @@ def _with_weights(
     )
     tried = replace(plan, rounded=rounded)
     if recipe.rounded is None:
-        entry = judge("rounded", tried.measurable())
+        entry = judge("rounded", tried.graph())
         recipe.rounded = entry.divergence < best(recipe.evidence).divergence
         recipe.evidence = (*recipe.evidence, entry)
         recipe.save()
@@ -200,7 +200,7 @@ def _refined(plan: Plan, judge: Judge, recipe: Recipe, tuning: Tuning, progress:
         return plan
     if set(recipe.grids) != set(plan.grids):
         found, entry, moves = refine(
-            plan.measurable(), plan.placement, plan.grids, judge, partial(progress, "refine ranges")
+            plan.graph(), plan.placement, plan.grids, judge, partial(progress, "refine ranges")
         )
         recipe.grids, recipe.moves, recipe.evidence = found, moves, (*recipe.evidence, entry)
         recipe.save()

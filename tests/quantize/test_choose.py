@@ -40,15 +40,21 @@ def test_divergence_is_that_of_the_class_probabilities(rng: np.random.Generator)
     bias = np.array([0.0, 0.2, -0.1, 0.4], np.float32)
     other = changed(model, "score.bias", lambda values: values + bias)
     evidence = Judge(model, frames, "logits")("shifted", other)
-    divergences, equal, signal, noise = [], [], 0.0, 0.0
+    divergences, classes, equal, signal, noise = [], [], [], 0.0, 0.0
     for frame in frames:
         want, have = (run(expose(m, ["logits"]), frame, ["logits"])[0].astype(np.float64) for m in (model, other))
         p, q = softmax(want, axis=1), softmax(have, axis=1)
-        divergences.append(rel_entr(p, q).sum(axis=1).mean())
+        divergences.append(rel_entr(p, q).sum(axis=1))
+        classes.append(want.argmax(axis=1))
         equal.append((want.argmax(axis=1) == have.argmax(axis=1)).mean())
         signal, noise = signal + (want**2).sum(), noise + ((want - have) ** 2).sum()
     assert evidence.name == "shifted"
-    assert evidence.divergence == pytest.approx(np.mean(divergences), rel=1e-4)
+    each, label = np.concatenate(divergences), np.concatenate(classes)
+    enough = [c for c in range(want.shape[1]) if np.count_nonzero(label == c) >= 1000]
+    assert len(enough) >= 2, "several classes count"
+    of_classes = np.mean([each[label == c].mean() for c in enough])
+    assert evidence.divergence == pytest.approx((each.mean() + of_classes) / 2, rel=1e-3)
+    assert of_classes != pytest.approx(each.mean(), rel=1e-2), "classes differ"
     assert evidence.divergence > 1e-5
     assert evidence.equal_labels == pytest.approx(np.mean(equal))
     assert evidence.equal_labels < 1

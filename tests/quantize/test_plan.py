@@ -2,17 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import pytest
 
 from fcnopt.graph.io import import_graph
-from fcnopt.graph.taps import expose, logits_name
-from fcnopt.quantize import plan as plan_module
+from fcnopt.graph.taps import logits_name
 from fcnopt.quantize.placement import place
-from fcnopt.quantize.plan import Plan, on_cpu
-from fcnopt.quantize.qdq import Grid, Rounded, grids, quantize_weight
+from fcnopt.quantize.plan import Plan
+from fcnopt.quantize.qdq import Rounded, grids, quantize_weight
 from fcnopt.quantize.ranges import observe
-from tests.quantize.nets import CLASSES, Net, Options, exact, fcn, images, ops, residual, run
-from tests.quantize.test_refine import joined
+from tests.quantize.nets import CLASSES, Net, fcn, images, ops, residual, run
 
 
 def planned(model: onnx.ModelProto, frames: list[np.ndarray], form: str = "tensorrt", precision: str = "int8") -> Plan:
@@ -21,44 +18,6 @@ def planned(model: onnx.ModelProto, frames: list[np.ndarray], form: str = "tenso
     ranges = observe(model, frames, tensors=placement.tensors, quantized=placement.tensors)
     found = grids(placement, ranges, dict.fromkeys(placement.tensors, "mse"), form, precision)
     return Plan(model, logits, precision, form, placement, found, {})
-
-
-def chain(rng: np.random.Generator) -> onnx.ModelProto:
-    net = Net(rng)
-    x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
-    for name in "abc":
-        x = net.conv(x, name, (16, 16))  # two-sided
-    net.labels(net.conv(net.relu(x), "score", (16, CLASSES), 1))
-    return net.model()
-
-
-@pytest.mark.parametrize("vnni", [True, False])
-@pytest.mark.parametrize("net", [fcn, joined, chain, lambda rng: fcn(rng, Options(group=2))])
-def test_measurable_graph_has_the_values_of_the_real_one(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, net, vnni: bool
-) -> None:
-    monkeypatch.setattr(plan_module, "_has_vnni", lambda: vnni)
-    model, frames = net(rng), images(rng, 3)
-    plan = planned(model, frames)
-    kinds = {grid.kind for grid in on_cpu(plan.grids).values()}
-    assert kinds == ({"uint8"} if vnni else {"int8"})
-    real, quick = plan.graph(), plan.measurable()
-    assert (real.SerializeToString() == quick.SerializeToString()) != vnni
-    dequantized = [f"{name}_dequantized" for name in plan.placement.tensors]
-    names = [*dequantized, plan.logits]
-    pairs = zip(*(run(expose(graph, names), frames[0], names) for graph in (real, quick)), strict=True)
-    for one, other in pairs:
-        assert one.std() > 0
-        # sums in another order: a value on the edge of two levels may round either way
-        assert np.mean(np.abs(one - other) > 1e-5 * np.abs(one).max()) < 0.05
-    want, have = (exact(expose(graph, names), frames[1], plan.logits) for graph in (real, quick))
-    np.testing.assert_array_equal(want, have)
-
-
-def test_int8_around_zero_is_uint8_around_128(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "_has_vnni", lambda: True)
-    given = {"a": Grid(0.5, 0, "int8"), "b": Grid(0.25, 17, "uint8"), "c": Grid(2.0, 0, "fp8")}
-    assert on_cpu(given) == {**given, "a": Grid(0.5, 128, "uint8")}
 
 
 def test_layers_left_float_take_the_points_along_that_nobody_reads_then(rng: np.random.Generator) -> None:
@@ -75,7 +34,6 @@ def test_layers_left_float_take_the_points_along_that_nobody_reads_then(rng: np.
         onnx.checker.check_model(graph, full_check=True)
         assert ops(graph).count("QuantizeLinear") == len(points)
         assert ops(graph).count("DequantizeLinear") == len(points) + len(layers)
-        assert ops(less.measurable()).count("QuantizeLinear") == len(points)
     everything = plan.without({"conv2", "conv3"}).graph()
     frame = images(rng, 1)[0]
     np.testing.assert_array_equal(run(everything, frame)[0], run(plan.source, frame)[0])
@@ -106,7 +64,7 @@ def test_layers_that_had_to_stay_float_still_do(rng: np.random.Generator) -> Non
     assert limited.without({"a"}).placement.layers == ("b",)
 
 
-def test_rounded_weights_are_in_both_graphs_and_go_with_their_layer(rng: np.random.Generator) -> None:
+def test_rounded_weights_are_in_the_graph_and_go_with_their_layer(rng: np.random.Generator) -> None:
     plan = planned(fcn(rng), images(rng, 2))
     weight = next(n for n in import_graph(plan.source).nodes if n.name == "node_conv2").inputs[1].values
     values, scales = quantize_weight(weight, 0, half_exact=True)
@@ -114,7 +72,7 @@ def test_rounded_weights_are_in_both_graphs_and_go_with_their_layer(rng: np.rand
         plan.source, plan.logits, "int8", "tensorrt", plan.placement, plan.grids,
         {"conv2.weight": Rounded(np.roll(values, 1, 0), scales)},
     )  # fmt: skip
-    for graph in (plan.graph(), plan.measurable()):
+    for graph in (plan.graph(),):
         stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
         np.testing.assert_array_equal(stored["conv2.weight_int8"], np.roll(values, 1, 0))
     names = {t.name for t in plan.without({"conv2"}).graph().graph.initializer}

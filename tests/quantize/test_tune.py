@@ -44,7 +44,7 @@ def test_every_ingredient_is_judged_and_the_best_is_the_plan(
     assert found.recipe.evidence[4].divergence < min(entry.divergence for entry in found.recipe.evidence[:4])
     assert found.plan.rounded
     judge = Judge(found.plan.source, frames, "score")
-    assert judge("again", found.plan.measurable()).divergence == pytest.approx(least, rel=1e-6)
+    assert judge("again", found.plan.graph()).divergence == pytest.approx(least, rel=1e-6)
     assert found.recipe.evidence[5].divergence <= found.recipe.evidence[4].divergence
 
 
@@ -52,7 +52,7 @@ def test_together_they_bring_the_network_nearer_to_fp32(rng: np.random.Generator
     model = fcn(rng)
     plain, whole = tuned(model, frames, PLAIN), tuned(model, frames)
     judge = Judge(model, frames, "logits")
-    before, after = (judge("", found.plan.measurable()).divergence for found in (plain, whole))
+    before, after = (judge("", found.plan.graph()).divergence for found in (plain, whole))
     assert after < 0.8 * before
 
 
@@ -91,9 +91,7 @@ def test_ingredient_that_makes_it_worse_is_left_out_again(
     assert rounded.divergence > found.chosen.divergence
     assert found.chosen.name != "rounded"
     assert not found.plan.rounded
-    assert (
-        found.plan.measurable().SerializeToString() == replace(found.plan, rounded={}).measurable().SerializeToString()
-    )
+    assert found.plan.graph().SerializeToString() == replace(found.plan, rounded={}).graph().SerializeToString()
 
 
 def test_method_that_is_worse_is_not_chosen(
