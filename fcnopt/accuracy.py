@@ -31,6 +31,7 @@ from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import Method
 from fcnopt.quantize.precision import PrecisionResult, finish
 from fcnopt.quantize.search import Sensitivity, sensitivities, shortest
+from fcnopt.quantize.sessions import openvino_misreads
 from fcnopt.quantize.tune import Tuned
 from fcnopt.spec import ModelSpec
 
@@ -95,6 +96,7 @@ class Assignment:
         self._tuned, self._model, self._spec, self._frames = tuned, model, spec, frames
         self._method, self._target, self._source, self._progress = method, target, source, progress
         self._recipe = tuned.recipe
+        self._joins = openvino_misreads(tuned.plan.graph())
         names = {node.output[0]: node.name or node.output[0] for node in model.graph.node}
         self._names = {layer: names[layer] for layer in tuned.plan.placement.layers}
         self._measured: dict[frozenset[str], Measured] = {}
@@ -182,7 +184,7 @@ class Assignment:
     def _opened(self, path: Path) -> Runner:
         runtime = self._target.runtime
         if self._target.device or not (runtime == "openvino" or runtime == "onnxruntime"):
-            return open_onnx(path, self._spec)
+            return open_onnx(path, self._spec, runtime="onnxruntime" if self._joins else None)
         return open_onnx(path, self._spec, "fp32", runtime)
 
     def _calibrated(self) -> frozenset[str]:

@@ -10,11 +10,14 @@ from scipy.special import rel_entr, softmax
 
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import import_graph
-from fcnopt.graph.taps import expose
+from fcnopt.graph.taps import expose, logits_name
+from fcnopt.quantize import choose
 from fcnopt.quantize.choose import Evidence, Judge, best, measure, warnings
 from fcnopt.quantize.placement import place
 from fcnopt.quantize.qdq import Grid, insert
+from fcnopt.quantize.sessions import OpenVinoSession, Session, judging
 from tests.quantize.nets import fcn, images, run
+from tests.quantize.test_refine import joined
 
 
 def changed(model: onnx.ModelProto, name: str, change) -> onnx.ModelProto:
@@ -35,7 +38,10 @@ def test_least_divergence_wins_and_the_first_of_equals() -> None:
     assert best(entries).name == "mse"
 
 
-def test_divergence_is_that_of_the_class_probabilities(rng: np.random.Generator) -> None:
+def test_divergence_is_that_of_the_class_probabilities(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "_CLASS_PIXELS", 10)
     model, frames = fcn(rng), images(rng, 3)
     bias = np.array([0.0, 0.2, -0.1, 0.4], np.float32)
     other = changed(model, "score.bias", lambda values: values + bias)
@@ -50,7 +56,7 @@ def test_divergence_is_that_of_the_class_probabilities(rng: np.random.Generator)
         signal, noise = signal + (want**2).sum(), noise + ((want - have) ** 2).sum()
     assert evidence.name == "shifted"
     each, label = np.concatenate(divergences), np.concatenate(classes)
-    enough = [c for c in range(want.shape[1]) if np.count_nonzero(label == c) >= 1000]
+    enough = [c for c in range(want.shape[1]) if np.count_nonzero(label == c) >= 10]
     assert len(enough) >= 2, "several classes count"
     of_classes = np.mean([each[label == c].mean() for c in enough])
     assert evidence.divergence == pytest.approx((each.mean() + of_classes) / 2, rel=1e-3)
@@ -116,3 +122,9 @@ def test_logits_that_are_not_numbers_are_refused(rng: np.random.Generator, preci
     broken = dict.fromkeys(placement.tensors, Grid(np.inf, 0, precision))
     with pytest.raises(CalibrationError, match="mse: 'logits' is not finite"):
         Judge(model, frames, "logits")("mse", insert(model, placement, broken, "tensorrt"))
+
+
+def test_graphs_that_openvino_joins_wrongly_are_judged_by_onnx_runtime(rng: np.random.Generator) -> None:
+    plain, join = fcn(rng), joined(rng)
+    assert isinstance(judging(plain, logits_name(plain)), OpenVinoSession)
+    assert isinstance(judging(join, logits_name(join)), Session)
