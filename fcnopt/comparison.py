@@ -19,6 +19,7 @@ from fcnopt.evaluate.pairing import pair
 from fcnopt.evaluate.parting import FACTOR_FRAMES, Frames, Network, part
 from fcnopt.evaluate.parting_result import Comparison
 from fcnopt.graph import io
+from fcnopt.graph.passes import CPU_PASSES, optimize
 from fcnopt.graph.prepost import attach
 from fcnopt.locate import model_file
 from fcnopt.media import Clip, fit_frame, open_clip
@@ -80,10 +81,13 @@ def compare(
     one, two = _named_apart(_open(Path(a)), _open(Path(b)), Path(a), Path(b))
     spec_a, spec_b = _specs(one, two)
     size = _common_size(one.name, two.name, spec_a.frame, spec_b.frame, source)
-    first, second = (
-        Network(opened.name, opened.model if opened.spec else attach(opened.model, spec))
-        for opened, spec in ((one, spec_a), (two, spec_b))
+    graphs = _alike(
+        *(
+            opened.model if opened.spec else attach(opened.model, spec)
+            for opened, spec in ((one, spec_a), (two, spec_b))
+        )
     )
+    first, second = (Network(opened.name, graph) for opened, graph in zip((one, two), graphs, strict=True))
     count = min(max_frames, len(source))
     report = progress or (lambda _step, _fraction: None)
     report("compare", 0.0)
@@ -123,6 +127,12 @@ def _open(path: Path) -> _Opened:
         return _Opened(path.resolve().name, model, manifest.spec, notes)
     model = io.load(model_file(path))
     return _Opened(path.name, model, io.read_spec(model))
+
+
+def _alike(one: onnx.ModelProto, two: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Both graphs, with the last rewrite for CPUs in both if it is in one, so that their logits can be compared."""
+    (last, (did,)), (other, (also,)) = (optimize(graph, passes=CPU_PASSES, verify=False) for graph in (one, two))
+    return (one, two) if bool(did.changed) == bool(also.changed) else (last, other)
 
 
 def _has_halves(model: onnx.ModelProto) -> bool:

@@ -10,13 +10,16 @@ import onnx
 from fcnopt.graph.passes.activation import ActivationPass
 from fcnopt.graph.passes.base import Outcome, Pass
 from fcnopt.graph.passes.batchnorm import BatchNormPass
+from fcnopt.graph.passes.border import BorderPass
 from fcnopt.graph.passes.crop import CropPass
 from fcnopt.graph.passes.dead import DeadCodePass
 from fcnopt.graph.passes.fold import ConstantFoldPass
+from fcnopt.graph.passes.frame_input import FrameInputPass
 from fcnopt.graph.passes.groups import FusionGroup, fusion_groups
 from fcnopt.graph.passes.noop import NoopPass
 from fcnopt.graph.passes.pad import PadPass
 from fcnopt.graph.passes.permutation import PermutationPass
+from fcnopt.graph.passes.phases import PhasesPass
 from fcnopt.graph.passes.pipeline import PassReport, run_passes
 from fcnopt.graph.passes.proof import TOLERANCE
 from fcnopt.graph.passes.scale_shift import ScaleShiftPass
@@ -24,8 +27,10 @@ from fcnopt.graph.passes.view import GraphView
 from fcnopt.graph.shapes import Size
 
 __all__ = [
+    "CPU_PASSES",
     "PASSES",
     "TOLERANCE",
+    "WHOLE_FRAMES",
     "FusionGroup",
     "GraphView",
     "Outcome",
@@ -36,7 +41,8 @@ __all__ = [
 ]
 
 # Constants first, so that what follows sees them; BatchNormalization before plain arithmetic, so that a convolution
-# takes its own normalization rather than its neighbour's scale; crops last, when only real work stands above them.
+# takes its own normalization rather than its neighbour's scale; crops when only real work stands above them; borders
+# last, when it is known which parts are asked for.
 PASSES: tuple[Pass[Any], ...] = (
     DeadCodePass(),
     ConstantFoldPass(),
@@ -47,7 +53,13 @@ PASSES: tuple[Pass[Any], ...] = (
     ScaleShiftPass(),
     ActivationPass(),
     CropPass(),
+    BorderPass(),
 )
+
+WHOLE_FRAMES: tuple[Pass[Any], ...] = (FrameInputPass(),)
+"""For INT8 on a CPU, before it is quantized."""
+CPU_PASSES: tuple[Pass[Any], ...] = (PhasesPass(),)
+"""For graphs that a CPU runtime shall run, after precision is set."""
 
 
 def optimize(

@@ -35,6 +35,8 @@ class Pass(ABC, Generic[M]):
     """One family of exact rewrites. Passes hold no state: the same instance serves every graph."""
 
     name: ClassVar[str]
+    moves_logits: ClassVar[bool] = False
+    """Whether what labels are decided by has another layout afterwards, so that only outputs can be compared."""
 
     @abstractmethod
     def match(self, view: GraphView, node: gs.Node) -> Iterable[M]:

@@ -109,7 +109,9 @@ def _proved(
     """Run one pass and prove it; the graph from before it comes back where the proof fails and that is no error."""
     try:
         made, outcome = _apply(one, model)
-        return made, outcome, prover.accept(one.name, made) if outcome.changed and prover is not None else 0.0
+        if not outcome.changed or prover is None:
+            return made, outcome, 0.0
+        return made, outcome, prover.accept(one.name, made, moved=one.moves_logits)
     except BrokenPassError as error:
         if strict:
             raise

@@ -7,6 +7,9 @@ elements are the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
 import onnx
 
 from fcnopt.errors import GraphError
@@ -54,8 +57,13 @@ class Prover:
         self._seen: list[Observation] = []
         self._tolerances = tolerances(model)
 
-    def accept(self, name: str, model: onnx.ModelProto) -> float:
+    def accept(self, name: str, model: onnx.ModelProto, *, moved: bool = False) -> float:
         """The relative error of the graph that a pass made, which is what the next one is held against.
+
+        Args:
+            name: Of the pass.
+            model: The graph that it made.
+            moved: Whether the pass gives what labels are decided by another layout: outputs alone are compared then.
 
         Raises:
             BrokenPassError: It is not equivalent.
@@ -66,7 +74,8 @@ class Prover:
             self._seen, self._model = observe(self._model, self._feeds), None
         try:
             seen = observe(model, self._feeds)
-            found = difference(self._seen, seen)
+            names = {value.name for value in model.graph.output} if moved else None
+            found = difference(_only(self._seen, names), _only(seen, names))
         except GraphError as error:
             raise BrokenPassError(name, error.message) from error
         self._hold(name, found)
@@ -85,6 +94,13 @@ class Prover:
         for key, share in sorted(found.labels.items()):
             if share < _MIN_EQUAL_LABELS:
                 raise BrokenPassError(name, f"only {share:.2%} of the labels of output {key!r} are the same")
+
+
+def _only(seen: Sequence[Observation], names: AbstractSet[str] | None) -> Sequence[Observation]:
+    """What was seen of these names; of all without."""
+    if names is None:
+        return seen
+    return [Observation({key: one.outputs[key] for key in one.outputs.keys() & names}) for one in seen]
 
 
 def tolerances(model: onnx.ModelProto) -> dict[str, float]:

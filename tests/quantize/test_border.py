@@ -1,0 +1,114 @@
+"""Constants joined on a padded network: quantization keeps its layers, its numbers and TensorRT's INT8 kernels."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from fcnopt.backends.base import BuildOptions
+from fcnopt.backends.tensorrt import TensorRtBuilder
+from fcnopt.graph.passes import border_plan, optimize
+from fcnopt.graph.passes.border import BorderPass
+from fcnopt.quantize import CalibrationFrames, make_precision
+from fcnopt.quantize.qdq import Form
+from tests.quantize.nets import CLASSES, SIZE, Net, images, ops, run, spec, write_images
+
+LAYERS = ["node_conv0b", "node_conv1a", "node_conv1b", "node_deep"]
+
+
+def padded(rng: np.random.Generator) -> onnx.ModelProto:
+    """Padding 30 before two stages, a valid 5x5 convolution over all of it, a crop of the first pool as a skip."""
+    net = Net(rng)
+
+    def conv(x: str, name: str, shape: tuple[int, ...], pad: int) -> str:
+        weight = rng.normal(0, np.sqrt(2 / math.prod(shape[1:])), shape).astype(np.float32)
+        bias = rng.normal(0, 0.1, shape[0]).astype(np.float32)
+        inputs = [x, net.const(f"{name}.weight", weight), net.const(f"{name}.bias", bias)]
+        return net.relu(net.node("Conv", inputs, name, kernel_shape=list(shape[2:]), pads=[pad] * 4))
+
+    x, pools, inner = net.frames(), [], 3
+    for stage, width in enumerate((32, 48)):
+        x = conv(x, f"conv{stage}a", (width, inner, 3, 3), 1 if stage else 30)
+        x = conv(x, f"conv{stage}b", (width, width, 3, 3), 1)
+        pools.append(net.node("MaxPool", [x], f"pool{stage}", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1))
+        x, inner = pools[-1], width
+    # 24 x 32 became 82 x 90, 41 x 45 and 21 x 23; the valid convolution leaves 17 x 19
+    score = net.conv(conv(x, "deep", (48, 48, 5, 5), 0), "score", (48, CLASSES), 1)
+    bounds = [
+        net.const(f"crop.{what}", np.array(v)) for what, v in (("at", [9, 9]), ("to", [25, 29]), ("axes", [2, 3]))
+    ]
+    skip = net.conv(net.node("Slice", [pools[0], *bounds], "crop"), "score_pool", (32, CLASSES), 1)
+    inside = [
+        net.const(f"deep.{what}", np.array(v)) for what, v in (("at", [4, 4]), ("to", [12, 14]), ("axes", [2, 3]))
+    ]
+    up = net.upscore(net.node("Slice", [score, *inside], "inside"), "up")
+    net.labels(net.node("Slice", [net.upscore(net.node("Add", [up, skip], "sum"), "large"), *whole(net)], "logits"))
+    return net.model()
+
+
+def whole(net: Net) -> list[str]:
+    values = (("at", [4, 4]), ("to", [4 + SIZE[0], 4 + SIZE[1]]), ("axes", [2, 3]))
+    return [net.const(f"logits.{what}", np.array(v)) for what, v in values]
+
+
+@pytest.fixture
+def frames(rng: np.random.Generator, tmp_path: Path) -> CalibrationFrames:
+    return CalibrationFrames.collect([write_images(rng, tmp_path / "frames", 4)], spec())
+
+
+@pytest.fixture
+def both(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The network before and after the pass."""
+    monkeypatch.setattr(border_plan, "_WRITE_MACS", 0)
+    before = padded(rng)
+    after, _ = optimize(before, passes=(BorderPass(),), strict=True)
+    assert ops(after).count("Concat") == 4
+    return before, after
+
+
+def labels(model: onnx.ModelProto, rng: np.random.Generator) -> NDArray[np.uint8]:
+    return np.concatenate([run(model, frame, ["labels"])[0] for frame in images(rng, 4)])
+
+
+@pytest.mark.parametrize("form", ["cpu", "tensorrt"])
+def test_labels_are_as_good_as_without(
+    both: tuple[onnx.ModelProto, onnx.ModelProto], frames: CalibrationFrames, form: Form
+) -> None:
+    plain, joined = (make_precision(m, spec(), "int8", form=form, frames=frames, method="mse") for m in both)
+    assert plain.report["layers"] == joined.report["layers"] == LAYERS
+    expected = labels(both[0], np.random.default_rng(5))
+    without, found = (labels(made.model, np.random.default_rng(5)) for made in (plain, joined))
+    assert (found == expected).mean() > 0.98
+    assert (found == expected).mean() > (without == expected).mean() - 0.005
+
+
+def test_openvino_joins_uint8_rightly(
+    both: tuple[onnx.ModelProto, onnx.ModelProto], frames: CalibrationFrames, tmp_path: Path
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    made = make_precision(both[1], spec(), "int8", form="cpu", frames=frames, method="mse").model
+    onnx.save(made, tmp_path / "made.onnx")
+    core = openvino.Core()
+    network = core.compile_model(core.read_model(tmp_path / "made.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = np.concatenate([network({0: frame})[0] for frame in images(np.random.default_rng(5), 4)])
+    assert (found == labels(made, np.random.default_rng(5))).mean() > 0.99
+
+
+def test_tensorrt_pools_and_joins_in_int8(
+    both: tuple[onnx.ModelProto, onnx.ModelProto], frames: CalibrationFrames, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    made = make_precision(both[1], spec(), "int8", form="tensorrt", frames=frames, method="mse").model
+    onnx.save(made, tmp_path / "made.onnx")
+    (tmp_path / "e").mkdir()
+    options = BuildOptions(compute_capabilities=("sm86",), precision="int8")
+    built = TensorRtBuilder("tensorrt_rtx").build(tmp_path / "made.onnx", tmp_path / "e", options, lambda *_: None)
+    convolutions = {n: layer.precision for layer in built.layers if layer.kind == "correlation" for n in layer.nodes}
+    assert {convolutions[name] for name in LAYERS} == {"int8"}
+    # the pool before the skip's score stays float for it; both pools run in INT8 for the layers behind the joins
+    assert [layer.precision for layer in built.layers if layer.kind == "maxpool"].count("int8") == 2
