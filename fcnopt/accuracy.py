@@ -1,13 +1,12 @@
 """Accuracy as an input: the fastest assignment of precisions that keeps a budget on frames that calibration never saw.
 
 What is measured is the very graph that the engine will be compiled from. Where the target runs on this machine its own
-runtime runs it; otherwise a CPU runtime does, with float layers in FP32: quantization is what is judged, not the
-rounding of half precision, which costs far less.
+runtime runs it as it will run the engine, half precision of float layers included; otherwise a CPU runtime does, with
+float layers in FP32: quantization is what is judged, not the rounding of half precision, which costs far less.
 """
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import tempfile
 from collections.abc import Collection
@@ -16,12 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcnopt.backends import Target, open_onnx
-from fcnopt.backends.base import Progress, Runner
+from fcnopt.backends.base import Precision, Progress, Runner
+from fcnopt.backends.machine import describe_machine
+from fcnopt.backends.packages import version_of
 from fcnopt.errors import GateError
 from fcnopt.evaluate.budget import Budget
 from fcnopt.evaluate.claims import claim
 from fcnopt.evaluate.validation import Measured, Validation
 from fcnopt.graph import io
+from fcnopt.graph.passes import CPU_PASSES, optimize
 from fcnopt.graph.stats import macs_by_node
 from fcnopt.manifest import AccuracyClaim
 from fcnopt.media.clips import open_clip
@@ -29,7 +31,8 @@ from fcnopt.media.labels import find_labels
 from fcnopt.quantize.cost import Costs, layer_costs
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import Method
-from fcnopt.quantize.precision import PrecisionResult, finish
+from fcnopt.quantize.precision import PrecisionResult, candidate, finish
+from fcnopt.quantize.recipe import Counted
 from fcnopt.quantize.search import Sensitivity, sensitivities, shortest
 from fcnopt.quantize.sessions import openvino_misreads
 from fcnopt.quantize.tune import Tuned
@@ -100,19 +103,22 @@ class Assignment:
         names = {node.output[0]: node.name or node.output[0] for node in model.graph.node}
         self._names = {layer: names[layer] for layer in tuned.plan.placement.layers}
         self._measured: dict[frozenset[str], Measured] = {}
+        self._where = ""  # and by what: measurements of one place may be compared
 
     def run(self, reference: str) -> Assigned:
         """Search, and write the report into the recipe; `reference` names the FP32 model in the claim.
 
         Raises:
-            GateError: No assignment keeps the budget.
+            GateError: No assignment keeps the budget, or the frames cannot show that one does.
             MediaError: The validation clip cannot be used.
+            CalibrationError: The graph chosen changes most labels of calibration frames.
         """
         clip = open_clip(self._source.clip, self._source.labels or find_labels(self._source.clip))
         with tempfile.TemporaryDirectory(prefix="fcnopt-search-") as folder:
             place = Path(folder)
             io.save(self._model, place / "fp32.onnx")
-            with self._opened(place / "fp32.onnx") as runner:
+            with self._opened(place / "fp32.onnx", "fp32") as runner:
+                runtime, _, *device = runner.name.split()
                 validation = Validation(
                     clip,
                     self._spec,
@@ -121,6 +127,9 @@ class Assignment:
                     calibration=self._calibrated(),
                     progress=lambda done: self._progress("validate FP32", done),
                 )
+            # A CPU's instruction set decides what is computed in half precision, and where integer sums saturate.
+            words = [runtime, str(version_of(runtime)), self._computes, *device, *describe_machine()["isa"]]
+            self._where = " ".join(words)
             return self._searched(validation, place, reference)
 
     def _searched(self, validation: Validation, place: Path, reference: str) -> Assigned:
@@ -130,7 +139,7 @@ class Assignment:
             return measured.verdict.kept
 
         costs = layer_costs(
-            self._model,
+            self._tuned.plan.source,  # for a CPU its first layer is another than the model's
             self._names,
             self._target,
             size=self._frames.shape[:2],
@@ -139,7 +148,9 @@ class Assignment:
         )
         order: tuple[Sensitivity, ...] = ()
         floats: frozenset[str] | None = frozenset()
-        if not keeps(frozenset()):
+        if not keeps(frozenset()) and not self._measured[frozenset()].verdict.provable:
+            floats = None
+        elif not keeps(frozenset()):
             order = sensitivities(
                 self._tuned,
                 costs,
@@ -162,42 +173,59 @@ class Assignment:
                 frames_sha256=validation.sha256,
                 truth=validation.truth,
                 equal_labels=chosen.equal_labels,
-                date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                date=chosen.date,
             ),
         )
 
     def _measure(self, floats: Collection[str], validation: Validation, place: Path) -> Measured:
-        name = " ".join([validation.key, *sorted(floats)])
-        known = self._recipe.remembered(name)
-        if known is not None:
-            return validation.judged(*known)
+        graph = candidate(self._tuned, frozenset(floats))
+        if self._target.form == "cpu":  # as the builder does; it proves it there
+            graph, _ = optimize(graph, passes=CPU_PASSES, verify=False)
+        name = " ".join([validation.key, self._where, io.weights_hash(graph), io.graph_hash(graph)])
+        known = self._recipe.counts.get(name)
+        if known is not None and validation.fits(known.unpacked()):
+            return validation.judged(known.unpacked(), known.equal_labels, known.date)
         step = f"validate with {len(floats)} layers float" if floats else "validate"
         self._progress(step, 0.0)
-        graph = finish(self._tuned, self._model, self._frames, self._method, frozenset(floats)).model
         path = place / "candidate.onnx"
         io.save(graph, path)
-        with self._opened(path) as runner:
+        with self._opened(path, self._computes) as runner:
             measured = validation.measure(runner, lambda done: self._progress(step, done))
-        self._recipe.remember(name, measured.counts, measured.equal_labels)
+        self._recipe.remember(name, Counted.of(measured.counts, measured.equal_labels, measured.date))
         return measured
 
-    def _opened(self, path: Path) -> Runner:
+    def _opened(self, path: Path, precision: Precision) -> Runner:
         runtime = self._target.runtime
         if self._target.device or not (runtime == "openvino" or runtime == "onnxruntime"):
             return open_onnx(path, self._spec, runtime="onnxruntime" if self._joins else None)
-        return open_onnx(path, self._spec, "fp32", runtime)
+        return open_onnx(path, self._spec, precision, runtime)
+
+    @property
+    def _computes(self) -> Precision:
+        """What candidates are opened for: as the engine, where its runtime runs them."""
+        here = not self._target.device and self._target.runtime in ("openvino", "onnxruntime")
+        return self._tuned.plan.precision if here else "fp32"
 
     def _calibrated(self) -> frozenset[str]:
         return frozenset(hashlib.sha256(frame.data).hexdigest() for frame in self._frames)
 
     def _missed(self) -> GateError:
         nearest = min(self._measured.values(), key=lambda entry: entry.verdict.drop).verdict
-        needed = nearest.frames_needed
+        needed, reasons, budget = nearest.frames_needed, "; ".join(nearest.reasons), nearest.budget
+        on_mean = ", or judge the mean alone (--budget-on mean)" if budget and budget.on == "interval" else ""
+        if not nearest.provable:
+            enough = f"about {needed} frames" if needed else "more frames"
+            classes = budget is not None and budget.max_class_drop is not None and nearest.worst_class is None
+            other = ", or leave --max-class-drop out" if classes else on_mean
+            return GateError(
+                f"{self._source.clip} cannot show whether the budget is kept: {reasons}",
+                fix=f"validate on {enough}{other}",
+            )
         more = f"validate on about {needed} frames, which would narrow the interval; or " if needed else ""
         return GateError(
             f"no assignment of precisions keeps the budget on {self._source.clip}, not even with all layers float: "
-            f"{'; '.join(nearest.reasons)}",
-            fix=f"{more}allow a larger drop, or judge the mean alone (--budget-on mean)",
+            f"{reasons}",
+            fix=f"{more}allow a larger drop{on_mean}",
         )
 
     def _report(

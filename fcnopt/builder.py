@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,21 @@ from fcnopt.accuracy import Assignment
 from fcnopt.backends import Target, default_target, make_builder
 from fcnopt.backends.base import BuildOptions, Built, Precision, Progress
 from fcnopt.backends.machine import describe_machine
-from fcnopt.errors import CalibrationError, UsageError
+from fcnopt.calibration import calibration_frames
+from fcnopt.errors import UsageError
 from fcnopt.graph import io
-from fcnopt.graph.passes import PassReport
+from fcnopt.graph.batch import with_batch
+from fcnopt.graph.passes import CPU_PASSES, PassReport
 from fcnopt.graph.passes import optimize as run_passes
 from fcnopt.locate import ENGINES, model_file, newest_model
 from fcnopt.manifest import AccuracyClaim, Manifest
+from fcnopt.origin import Origin
 from fcnopt.quantize import PrecisionResult, make_precision
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import Quantized
 from fcnopt.quantize.precision import checked_frames, finish
 from fcnopt.quantize.qdq import Form, activation_kind
 from fcnopt.quantize.recipe import Recipe
-from fcnopt.quantize.select import collect_diverse
 from fcnopt.quantize.tune import tune
 from fcnopt.selftest import prove
 from fcnopt.settings import BuildSettings, checked_precision
@@ -101,6 +103,11 @@ def build(
     optimized, passes = run_passes(original, progress=report) if settings.optimize else (original, ())
     work = _Work(source, optimized, spec, wanted, aim, frames, settings, report)
     precise, recipe, accuracy = _quantized(work) if quantized else (_rewritten(work), None, None)
+    if settings.optimize and aim.form == "cpu":
+        last, more = run_passes(precise.model, passes=CPU_PASSES, progress=report)
+        precise, passes = replace(precise, model=last), (*passes, *more)
+    if settings.batch is not None:
+        precise = replace(precise, model=with_batch(precise.model, settings.batch))
     with bundles.staged(place) as folder:
         graph = folder / bundles.MODEL
         io.save(precise.model, graph)
@@ -155,13 +162,14 @@ def _quantized(work: _Work) -> tuple[PrecisionResult, Recipe, AccuracyClaim | No
         for new, old in zip(used, kept, strict=True):
             new.replace(old)
         tuned.recipe.path = kept[1]
-    if settings.validation is None:
-        return finish(tuned, work.model, frames, settings.method), tuned.recipe, None
-    search = Assignment(
-        tuned, work.model, work.spec, frames, settings.method, work.target, settings.validation, work.progress
-    )
+    recipe, validation = tuned.recipe, settings.validation
+    if validation is None or validation.budget is None:  # a search that an earlier build kept is not this one's
+        recipe = replace(recipe, floats=None, search=None)
+    if validation is None:
+        return finish(tuned, work.model, frames, settings.method), recipe, None
+    search = Assignment(tuned, work.model, work.spec, frames, settings.method, work.target, validation, work.progress)
     found = search.run(str(work.source))
-    return found.result, tuned.recipe, found.claim
+    return found.result, recipe, found.claim
 
 
 def recipe_place(calib: Path, model: Path, precision: Precision, form: Form) -> Path:
@@ -199,55 +207,6 @@ def default_precision(target: Target) -> Precision:
     return "bf16" if target.runtime == "openvino" and "bf16" in describe_machine()["isa"] else "fp32"
 
 
-def calibration_frames(
-    given: str | Path | Sequence[str | Path] | None,
-    settings: BuildSettings,
-    spec: ModelSpec,
-    model: onnx.ModelProto,
-    *,
-    needed: bool,
-    progress: Progress,
-) -> CalibrationFrames | None:
-    """The calibration frames named, else those in calib/; None where there are none and none are needed.
-
-    Args:
-        given: Images, folders and videos; None takes calib/.
-        settings: Say how many, and which.
-        spec: Of the model.
-        model: FP32; judges frames where `settings.select` is diverse.
-        needed: Whether having none is an error.
-        progress: Called as frames are judged.
-
-    Raises:
-        CalibrationError: There are none, and they are needed.
-    """
-    if given is not None:
-        paths = [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]
-        return _collect(paths, settings, spec, model, progress)
-    calib = settings.calib
-    if calib.is_dir() and any(p.suffix not in (".json", ".md") for p in calib.iterdir()):
-        return _collect([calib], settings, spec, model, progress)
-    if needed:
-        raise CalibrationError(
-            "int8 needs calibration frames (as fp8 does), and there are none: no --calibration was given and "
-            f"{calib}/ has no images, folders or videos",
-            fix=f"put 32 or more frames as the car's camera gives them into {calib}/, or give --calibration PATH "
-            "(images, a folder, a video). Do not use the clip that you evaluate on",
-        )
-    return None
-
-
-def _collect(
-    paths: Sequence[Path], settings: BuildSettings, spec: ModelSpec, model: onnx.ModelProto, progress: Progress
-) -> CalibrationFrames:
-    if settings.select == "even":
-        return CalibrationFrames.collect(paths, spec, limit=settings.max_frames)
-    progress("pick frames", 0.0)
-    return collect_diverse(
-        paths, spec, model, limit=settings.max_frames, progress=lambda done: progress("pick frames", done)
-    )
-
-
 def describe(
     name: str,
     source: Path,
@@ -260,6 +219,9 @@ def describe(
 ) -> Manifest:
     """The manifest of a bundle that was just built, file hashes not yet in it."""
     sources: dict[str, Any] = {"model": str(source), "model_sha256": bundles.sha256_of(source)}
+    origin = Origin.find(precise.model.metadata_props, source)
+    if origin is not None:
+        sources["slimmed_from"] = asdict(origin)
     if frames is not None and precise.ranges is not None:
         sources |= {"calibration": frames.describe(), "frames": precise.ranges.frames, "frames_sha256": frames.hash}
         sources["calibration_paths"] = [str(Path(path).resolve()) for path in frames.sources]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fcnopt import bundle as bundles
-from fcnopt.errors import FcnoptError, UsageError
+from fcnopt.errors import BundleError, FcnoptError, UsageError
 
 ENGINES = Path("engines")
 CALIB = Path("calib")
@@ -71,7 +71,20 @@ def find_reference(bundle: bundles.Bundle) -> Path:
 
 
 def read_search(bundle: Path) -> dict[str, Any] | None:
-    """What a budget search found when `bundle` was built, as `fcnopt.accuracy` wrote it; None where there was none."""
+    """What a budget search found when `bundle` was built, as `fcnopt.accuracy` wrote it; None where there was none.
+
+    Raises:
+        BundleError: The recipe cannot be read, or is damaged.
+    """
     path = bundle / bundles.RECIPE
-    found: dict[str, Any] | None = json.loads(path.read_text("utf-8"))["search"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text("utf-8"))["search"]
+        if not isinstance(found, dict | None):
+            raise TypeError(f"search is {found!r:.60}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(
+            f"{path}: the recipe is cut off or damaged: {type(error).__name__}: {error}", fix="build the bundle again"
+        ) from error
     return found

@@ -30,6 +30,7 @@ class BuildSettings:
         calib: Where frames are looked for when none are named, and where ranges are kept.
         recalibrate: Measure ranges and decide anew even where kept ranges and decisions exist, and replace those.
         validation: Frames that accuracy is measured on, and the budget to be kept on them; None for neither.
+        batch: Frames that the engine computes at once; None leaves the model as it was exported.
         optimize: Run the graph passes first.
         backend: Choices for the runtime's builder.
     """
@@ -42,6 +43,7 @@ class BuildSettings:
     calib: Path = CALIB
     recalibrate: bool = False
     validation: ValidationSource | None = None
+    batch: int | None = None
     optimize: bool = True
     backend: BuildOptions = field(default_factory=BuildOptions)
 
@@ -52,6 +54,8 @@ class BuildSettings:
             raise UsageError(f"select {self.select!r} is unknown", fix=f"use one of {', '.join(get_args(Select))}")
         if self.max_frames < 1:
             raise UsageError(f"max_frames is {self.max_frames}", fix="give at least one frame")
+        if self.batch is not None and self.batch < 1:
+            raise UsageError(f"batch is {self.batch}", fix="give 1 or more frames at a time")
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name[0] == "."):
             raise UsageError(f"name {self.name!r} is not a folder name", fix="give a plain name without slashes")
 
@@ -69,10 +73,14 @@ class BuildSettings:
         labels: Path | None = None,
         max_miou_drop: float | None = None,
         max_class_drop: float | None = None,
-        budget_on: BudgetOn = "interval",
+        budget_on: BudgetOn | None = None,
+        html: Path | None = None,
         **others: Any,
     ) -> Self:
-        """Settings from words: `shapes` as "1x360x480,1x360x480,4x720x960" (min, best, max); others as in the class."""
+        """Settings from words: `shapes` as "1x360x480,1x360x480,4x720x960" (min, best, max); others as in the class.
+
+        `html`, the page of a budget's search, is no setting: it is refused where there will be no search.
+        """
         if workspace_mib is not None and workspace_mib < 1:
             raise UsageError(f"workspace is {workspace_mib} MiB", fix="give 1 MiB or more")
         backend = BuildOptions(
@@ -83,6 +91,11 @@ class BuildSettings:
             timing_cache=timing_cache,
         )
         source = _parse_validation(validation, labels, max_miou_drop, max_class_drop, budget_on)
+        if html is not None and (source is None or source.budget is None):
+            raise UsageError(
+                f"--html {html} was given without a budget: there would be no search to show",
+                fix="add --validation CLIP_OR_FOLDER with --max-miou-drop or --max-class-drop, or leave --html out",
+            )
         return cls(optimize=not no_optimize, backend=backend, validation=source, **others)
 
 
@@ -91,10 +104,15 @@ def _parse_validation(
     labels: Path | None,
     max_miou_drop: float | None,
     max_class_drop: float | None,
-    on: BudgetOn,
+    on: BudgetOn | None,
 ) -> ValidationSource | None:
     if clip is None:
-        given = {"--max-miou-drop": max_miou_drop, "--max-class-drop": max_class_drop, "--labels": labels}
+        given = {
+            "--max-miou-drop": max_miou_drop,
+            "--max-class-drop": max_class_drop,
+            "--budget-on": on,
+            "--labels": labels,
+        }
         unused = next((name for name, value in given.items() if value is not None), None)
         if unused is not None:
             raise UsageError(
@@ -105,8 +123,14 @@ def _parse_validation(
     if not clip.exists():
         raise UsageError(f"--validation {clip}: no such file or folder", fix="give a video or a folder of images")
     limited = max_miou_drop is not None or max_class_drop is not None
-    budget = Budget(_ANY_DROP if max_miou_drop is None else max_miou_drop, max_class_drop, on) if limited else None
-    return ValidationSource(clip, labels, budget)
+    if not limited:
+        if on is not None:
+            raise UsageError(
+                f"--budget-on {on} was given without a budget", fix="add --max-miou-drop or --max-class-drop"
+            )
+        return ValidationSource(clip, labels)
+    most = _ANY_DROP if max_miou_drop is None else max_miou_drop
+    return ValidationSource(clip, labels, Budget(most, max_class_drop, on or "interval"))
 
 
 def _parse_shapes(text: str) -> tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]:

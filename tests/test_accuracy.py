@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from fcnopt import accuracy
 from fcnopt.accuracy import ValidationSource
 from fcnopt.builder import build
 from fcnopt.bundle import Bundle, load
-from fcnopt.errors import GateError, MediaError, UsageError
+from fcnopt.errors import BundleError, CalibrationError, GateError, MediaError, UsageError
 from fcnopt.evaluate.budget import Budget
 from fcnopt.evaluate.validation import Measured, Validation
+from fcnopt.graph import io
 from fcnopt.locate import read_search
 from fcnopt.media.synth import SceneOptions, SynthClip
+from fcnopt.quantize import choose
+from fcnopt.quantize.recipe import Counted, Recipe
 from fcnopt.settings import BuildSettings
 
 
@@ -33,11 +40,23 @@ def calib(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("calib")
 
 
-def run(model: Path, frames: Path, folder: Path, clip: Path, budget: Budget | None, **others: Any) -> Path:
+def run(
+    model: Path, frames: Path, folder: Path, clip: Path | None, budget: Budget | None, target: str = "onnxruntime"
+) -> Path:
     settings = BuildSettings(
-        folder=folder / "engines", calib=folder / "calib", validation=ValidationSource(clip, None, budget), **others
+        folder=folder / "engines",
+        calib=folder / "calib",
+        validation=None if clip is None else ValidationSource(clip, None, budget),
     )
-    return build(model, precision="int8", target="onnxruntime", calibration=frames, settings=settings)
+    return build(model, precision="int8", target=target, calibration=frames, settings=settings)
+
+
+def weights_of(bundle: Path, layers: list[str]) -> set[str]:
+    """Names of the weights that layers read through a DequantizeLinear."""
+    graph = io.load(bundle / "model.onnx").graph
+    made = {name: node for node in graph.node for name in node.output}
+    found = {made[node.input[1]].input[0] for node in graph.node if node.name in layers}
+    return {name.removesuffix("_int8") for name in found}
 
 
 def test_a_loose_budget_leaves_all_layers_quantized_and_is_claimed(
@@ -77,6 +96,9 @@ def test_a_tight_budget_leaves_layers_float_until_it_is_kept(
     kept = [entry for entry in manifest.quantization["declined"] if entry["reason"] == "kept float for accuracy"]
     assert sorted(entry["node"] for entry in kept) == chosen["floats"]
     assert {layer["node"] for layer in search["layers"] if layer["precision"] != "int8"} == set(chosen["floats"])
+    assert set(manifest.quantization["rounded"]) == weights_of(path, manifest.quantization["layers"])
+    groups = set(manifest.quantization["tensors"])
+    assert {move["tensor"] for move in manifest.quantization["refined"]} <= groups
     assert manifest.accuracy is not None
     assert manifest.accuracy.budget is not None
     assert manifest.accuracy.budget["max_miou_drop"] == limit
@@ -133,6 +155,118 @@ def test_a_budget_that_cannot_be_kept_says_so_and_leaves_no_bundle(
     assert not any(entry["chosen"] for entry in recipe["search"]["candidates"])
 
 
+def test_frames_that_can_prove_nothing_end_the_search_before_it_begins(
+    tiny_model: Path, street: Path, drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "sensitivities", lambda *_: pytest.fail("layers were measured"))
+    with pytest.raises(GateError, match="cannot show whether the budget is kept: no class has enough") as error:
+        run(tiny_model, street / "images", tmp_path, drive, Budget(100.0, 100.0, "mean", min_pixels=10**9))
+    assert "leave --max-class-drop out" in str(error.value.fix)
+    assert "--budget-on" not in str(error.value.fix)
+    (tmp_path / "short").mkdir()
+    shutil.copy(next(drive.iterdir()), tmp_path / "short")
+    with pytest.raises(GateError, match="too few frames for an interval") as error:
+        run(tiny_model, street / "images", tmp_path, tmp_path / "short", Budget(100.0))
+    assert "validate on about 4 frames, or judge the mean alone" in str(error.value.fix)
+
+
+def test_the_mean_is_not_advised_where_it_is_judged_already(
+    tiny_model: Path, street: Path, drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "shortest", lambda *_: None)
+    with pytest.raises(GateError) as error:
+        run(tiny_model, street / "images", tmp_path, drive, Budget(0.0, on="mean"))
+    assert str(error.value.fix) == "allow a larger drop"
+
+
+class Opened:
+    """Stands for `open_onnx`: runs everything by ONNX Runtime, and notes for what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[tuple[str, str | None]] = []
+        self._open = accuracy.open_onnx
+        monkeypatch.setattr(accuracy, "open_onnx", self)
+
+    def __call__(self, path: Path, spec: Any, precision: Any = "fp32", runtime: Any = None) -> Any:
+        self.asked.append((precision, runtime))
+        return self._open(path, spec, precision, runtime)
+
+    def taken(self) -> list[tuple[str, str | None]]:
+        found, self.asked = self.asked, []
+        return found
+
+
+def test_a_claim_is_of_the_runtime_and_precision_of_its_engine(
+    tiny_model: Path, street: Path, drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recipe and counts are kept for both CPU runtimes in one file; what one measured is nothing to the other."""
+    opened = Opened(monkeypatch)
+    for runtime in ("openvino", "onnxruntime"):
+        run(tiny_model, street / "images", tmp_path, drive, None, target=runtime)
+        assert opened.taken() == [("fp32", runtime), ("int8", runtime)]
+    run(tiny_model, street / "images", tmp_path, drive, None, target="openvino")
+    assert opened.taken() == [("fp32", "openvino")], "its own counts are remembered"
+    monkeypatch.setattr(accuracy, "version_of", lambda _: "9.9")
+    run(tiny_model, street / "images", tmp_path, drive, None, target="openvino")
+    assert opened.taken() == [("fp32", "openvino"), ("int8", "openvino")], "of another version, they are not"
+
+
+def test_counts_of_another_graph_or_of_other_frames_are_measured_anew(
+    tiny_model: Path, street: Path, drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(monkeypatch)
+    run(tiny_model, street / "images", tmp_path, drive, None)
+    opened.taken()
+    made = accuracy.candidate
+
+    def changed(*args: Any) -> Any:
+        graph = made(*args)
+        scale = next(t for t in graph.graph.initializer if t.name.endswith("_scale") and not t.dims)
+        scale.CopyFrom(numpy_helper.from_array(np.array(0.5, np.float32), scale.name))
+        return graph
+
+    with monkeypatch.context() as patch:
+        patch.setattr(accuracy, "candidate", changed)
+        run(tiny_model, street / "images", tmp_path, drive, None)
+    assert len(opened.taken()) == 2
+    path = tmp_path / "calib/tiny-int8-cpu.recipe.json"
+    recipe = Recipe.load(path)
+    for name, counted in recipe.counts.items():
+        counts = counted.unpacked()
+        counts[:, 1] += 1
+        recipe.counts[name] = Counted.of(counts, counted.equal_labels, counted.date)
+    recipe.save()
+    run(tiny_model, street / "images", tmp_path, drive, None)
+    assert len(opened.taken()) == 2
+
+
+def test_the_date_of_a_claim_is_that_of_the_measurement(
+    tiny_model: Path, street: Path, drive: Path, tmp_path: Path
+) -> None:
+    run(tiny_model, street / "images", tmp_path, drive, None)
+    recipe = Recipe.load(tmp_path / "calib/tiny-int8-cpu.recipe.json")
+    ((name, counted),) = recipe.counts.items()
+    recipe.counts[name] = replace(counted, date="2020-02-02T02:02:02+00:00")
+    recipe.save()
+    claim = Bundle.read(run(tiny_model, street / "images", tmp_path, drive, None)).manifest.accuracy
+    assert claim is not None
+    assert claim.date == "2020-02-02T02:02:02+00:00"
+
+
+def test_a_search_leaves_layers_float_where_int8_breaks_the_network(
+    tiny_model: Path, street: Path, drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that changes most labels of calibration frames is not kept; the one chosen is still checked."""
+    monkeypatch.setattr(choose, "USABLE_LABELS", 0.9999)
+    with pytest.raises(CalibrationError, match="are the least"):
+        run(tiny_model, street / "images", tmp_path, drive, None)
+    budget = Budget(0.0, on="mean")
+    search = read_search(run(tiny_model, street / "images", tmp_path, drive, budget))
+    assert search is not None
+    (chosen,) = [entry for entry in search["candidates"] if entry["chosen"]]
+    assert chosen["floats"]
+
+
 def test_frames_that_were_calibrated_on_are_refused(tiny_model: Path, street: Path, tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="6 of 6 validation frames were calibrated on"):
         run(tiny_model, street / "images", tmp_path, street / "images", Budget(1.0))
@@ -148,13 +282,40 @@ def test_without_a_budget_accuracy_is_measured_and_claimed(
     assert read_search(path) is None
 
 
+def test_a_search_of_an_earlier_build_is_not_shown_as_that_of_a_build_without_a_budget(
+    tiny_model: Path, street: Path, drive: Path, tmp_path: Path
+) -> None:
+    tight = Budget(0.0, on="mean")
+    search = read_search(run(tiny_model, street / "images", tmp_path, drive, tight))
+    assert search is not None
+    assert any(entry["chosen"] and entry["floats"] for entry in search["candidates"])
+    kept = (tmp_path / "calib/tiny-int8-cpu.recipe.json").read_bytes()
+    for clip in (drive, None):
+        path = run(tiny_model, street / "images", tmp_path, clip, None)
+        assert read_search(path) is None
+        assert json.loads((path / "recipe.json").read_text())["floats"] is None
+        assert (tmp_path / "calib/tiny-int8-cpu.recipe.json").read_bytes() == kept
+
+
+def test_a_damaged_recipe_of_a_bundle_is_named(tiny_model: Path, street: Path, drive: Path, tmp_path: Path) -> None:
+    path = run(tiny_model, street / "images", tmp_path, drive, Budget(100.0))
+    for text in ("{", "[]", '{"search": [1]}', "{}"):
+        (path / "recipe.json").write_text(text)
+        with pytest.raises(BundleError, match=r"recipe\.json: the recipe is cut off or damaged"):
+            read_search(path)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ({"max_miou_drop": 0.1}, "--max-miou-drop was given without frames"),
         ({"labels": Path("x")}, "--labels was given without frames"),
+        ({"budget_on": "mean"}, "--budget-on was given without frames"),
+        ({"budget_on": "mean", "validation": Path()}, "--budget-on mean was given without a budget"),
         ({"validation": Path("missing")}, "--validation missing: no such file"),
         ({"validation": Path(), "max_miou_drop": -1.0}, "max_miou_drop is -1"),
+        ({"html": Path("x.html")}, "--html x.html was given without a budget"),
+        ({"html": Path("x.html"), "validation": Path()}, "--html x.html was given without a budget"),
     ],
 )
 def test_budgets_that_make_no_sense_are_refused(words: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fcnopt.bundle import Bundle, load
 from fcnopt.errors import BackendError, BuildError, BundleError, CalibrationError, FcnoptError, UsageError
 from fcnopt.graph import io
 from fcnopt.locate import find_reference, newest_bundle, newest_model
+from fcnopt.origin import ORIGIN_KEY, Origin
 from fcnopt.settings import BuildSettings
 
 
@@ -36,6 +38,32 @@ def test_engines_for_cpus_build_load_and_agree_with_fp32(
     # random weights leave the logits close together: a trained network agrees far better (benchmarks/camvid.py)
     assert agreement > (0.9 if precision == "int8" else 0.9999)
     assert Bundle.read(path).manifest.precision == precision
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_engines_of_several_frames_at_a_time(
+    tiny_model: Path, street: Path, tmp_path: Path, target: str, precision: Any
+) -> None:
+    one, three = (
+        build(
+            tiny_model,
+            precision=precision,
+            target=target,
+            calibration=street / "images",
+            settings=BuildSettings(folder=tmp_path / str(batch), calib=tmp_path / "calib", batch=batch),
+        )
+        for batch in (None, 3)
+    )
+    with load(one) as single, load(three) as engine:
+        assert engine.batch == 3
+        pairs = zip(engine.stream(street / "clip.mp4"), single.stream(street / "clip.mp4"), strict=True)
+        assert np.mean([(a.labels == b.labels).mean() for a, b in pairs]) > 0.999
+
+
+def test_a_batch_below_one_is_refused() -> None:
+    with pytest.raises(UsageError, match="batch is 0"):
+        BuildSettings(batch=0)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
@@ -86,6 +114,23 @@ def test_int8_without_frames_is_an_error_that_says_how_to_give_some(
     assert "calib/" in caught.value.fix
     assert "--calibration" in caught.value.fix
     assert not list(tmp_path.glob("engines/*"))
+
+
+@pytest.mark.parametrize("stray", [".gitkeep", ".DS_Store", ".tiny.json.1a2b3c4d.tmp", "notes.txt"])
+def test_what_is_no_frame_in_the_calibration_folder_is_none(tiny_model: Path, tmp_path: Path, stray: str) -> None:
+    settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib")
+    settings.calib.mkdir()
+    (settings.calib / stray).write_text("x")
+    assert build(tiny_model, precision="fp32", target="onnxruntime", settings=settings).is_dir()
+    with pytest.raises(CalibrationError, match="int8 needs calibration frames"):
+        build(tiny_model, precision="int8", target="onnxruntime", settings=settings)
+
+
+def test_label_maps_in_the_calibration_folder_are_named(tiny_model: Path, street: Path, tmp_path: Path) -> None:
+    settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib")
+    shutil.copytree(street / "labels", settings.calib / "labels")
+    with pytest.raises(CalibrationError, match="holds label maps, not frames"):
+        build(tiny_model, precision="int8", target="onnxruntime", settings=settings)
 
 
 def test_frames_that_cover_the_clip_are_picked_the_same_way_again(
@@ -298,3 +343,12 @@ def test_the_package_offers_its_verbs_as_functions() -> None:
     assert not modules & set(fcnopt.__all__), "a module of a verb's name would hide the verb"
     with pytest.raises(AttributeError, match="no attribute 'train'"):
         fcnopt.train  # noqa: B018
+
+
+def test_a_bundle_says_what_its_network_was_slimmed_from(tiny_model: Path, tmp_path: Path) -> None:
+    origin = Origin("fcn8s.pth", "0" * 64, "same", accuracy={"drop": 0.3})
+    slimmed = io.load(tiny_model)
+    slimmed.metadata_props.add(key=ORIGIN_KEY, value=origin.to_json())
+    model = io.save(slimmed, tmp_path / "slimmed.onnx")
+    path = build(model, precision="fp32", target="onnxruntime", settings=BuildSettings(folder=tmp_path))
+    assert Bundle.read(path).manifest.sources["slimmed_from"] == asdict(origin)

@@ -9,6 +9,8 @@ From fewer than four blocks there is no interval: Student's quantile, which the 
 three degrees of freedom on (`resample.student_t`), and a class that one block holds would get an interval of no width.
 The same goes for a class that is in the truth of fewer than four blocks.
 
+A limit for classes is not kept where no class can be judged: that would prove nothing.
+
 The width of an interval goes with one over the root of the number of frames, so that an upper end `high` over a mean
 drop `drop` comes within `limit` with `frames * ((high - drop) / (limit - drop)) ** 2` frames.
 """
@@ -18,7 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,14 +54,13 @@ class Budget:
     min_pixels: int = MIN_PIXELS
 
     def __post_init__(self) -> None:
-        for name in ("max_miou_drop", "max_class_drop"):
-            limit = getattr(self, name)
-            if limit is not None and not (math.isfinite(limit) and limit >= 0):
-                raise UsageError(f"budget: {name} is {limit:g}, expected 0 points or more", fix=f"give {name} a limit")
+        _check_limit("max_miou_drop", self.max_miou_drop)
+        if self.max_class_drop is not None:
+            _check_limit("max_class_drop", self.max_class_drop)
         if self.on not in get_args(BudgetOn):
             raise UsageError(f"budget: on is {self.on!r}", fix=f"use one of {', '.join(get_args(BudgetOn))}")
-        if self.min_pixels < 1:
-            raise UsageError(f"budget: min_pixels is {self.min_pixels}, at least 1 is needed", fix="give 1 or more")
+        if type(self.min_pixels) is not int or self.min_pixels < 1:
+            raise UsageError(f"budget: min_pixels is {self.min_pixels!r}, at least 1 is needed", fix="give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class ClassVerdict:
         drop: Points of IoU; None where the class is not in the truth.
         interval: 95 % interval (low, high) of the drop; None with fewer than four blocks of frames that show the class.
         pixels: Of truth, over all frames.
+        blocks: Blocks of frames that show it.
         judged: Whether it has enough pixels and blocks to hold it to a limit; if not, it decides nothing.
         reason: Why it is not judged; empty where it is.
     """
@@ -78,6 +81,7 @@ class ClassVerdict:
     drop: float | None
     interval: tuple[float, float] | None
     pixels: int
+    blocks: int
     judged: bool
     reason: str
 
@@ -114,6 +118,15 @@ class Verdict:
         """The judged class that loses most; None where none is judged."""
         judged = [entry for entry in self.classes if entry.judged]
         return max(judged, key=lambda entry: entry.drop or 0.0, default=None)
+
+    @property
+    def provable(self) -> bool:
+        """Whether these frames can show that some engine keeps the budget: enough of them, and of some class."""
+        budget = self.budget
+        return budget is None or (
+            (budget.on == "mean" or self.interval is not None)
+            and (budget.max_class_drop is None or self.worst_class is not None)
+        )
 
 
 def judge(
@@ -154,10 +167,11 @@ def judge(
     pixels, blocks = truth.sum(axis=0), blocks_of(truth, block)
     found = []
     for place, name in enumerate(classes.names):
-        reason = why_unjudged(int(pixels[place]), int(blocks[place]), budget.min_pixels if budget else MIN_PIXELS)
+        shown = int(pixels[place]), int(blocks[place])
+        reason = why_unjudged(*shown, budget.min_pixels if budget else MIN_PIXELS)
         sure = interval.iou[place] if blocks[place] >= FEWEST_BLOCKS else None
         lost = float(iou[place]) if pixels[place] else None
-        found.append(ClassVerdict(name, lost, sure, int(pixels[place]), not reason, reason))
+        found.append(ClassVerdict(name, lost, sure, *shown, not reason, reason))
     sure = interval.miou if math.ceil(frames / block) >= FEWEST_BLOCKS else None
     return _decided(Verdict(True, miou, sure, tuple(found), (), frames, block, None, budget))
 
@@ -189,10 +203,7 @@ class _Limit:
     limit: float
 
     def miss(self, on: BudgetOn) -> str:
-        """How the limit is missed; empty where it is kept.
-
-        A skewed interval can end below the mean: it does not excuse it.
-        """
+        """How the limit is missed; empty where it is kept."""
         if self.drop > self.limit:
             return f"{self.what} drop {self.drop:+.3f} points is over the {self.limit:g} allowed"
         if on == "mean":
@@ -237,6 +248,9 @@ def _decided(measured: Verdict) -> Verdict:
         if miss:
             misses.append(miss)
             needed.append(limit.frames_needed(measured.frames, measured.block_frames))
+    if budget.max_class_drop is not None and measured.worst_class is None:
+        misses.append(f"no class has enough pixels and frames to be held to the {budget.max_class_drop:g} allowed")
+        needed.append(_frames_to_judge(measured, budget.min_pixels))
     enough = [count for count in needed if count is not None]
     return replace(
         measured,
@@ -244,6 +258,13 @@ def _decided(measured: Verdict) -> Verdict:
         reasons=(*(misses or [_kept(measured, budget)]), *_left_out(measured, budget)),
         frames_needed=max(enough) if misses and len(enough) == len(needed) else None,
     )
+
+
+def _frames_to_judge(measured: Verdict, min_pixels: int) -> int:
+    """About how many frames like these it takes to judge the first class; some class is in the truth."""
+    shown = [entry for entry in measured.classes if entry.pixels]
+    times = min(max(min_pixels / entry.pixels, FEWEST_BLOCKS / entry.blocks) for entry in shown)
+    return math.ceil(measured.frames * times)
 
 
 def _kept(measured: Verdict, budget: Budget) -> str:
@@ -259,6 +280,12 @@ def _left_out(measured: Verdict, budget: Budget) -> Iterator[str]:
         for entry in measured.classes:
             if not entry.judged:
                 yield f"{entry.name} ({entry.pixels:,} pixels) decides nothing: {entry.reason}"
+
+
+def _check_limit(name: str, limit: Any) -> None:
+    number = isinstance(limit, Real) and not isinstance(limit, bool)
+    if not (number and math.isfinite(limit) and limit >= 0):
+        raise UsageError(f"budget: {name} is {limit!r}, expected 0 points or more", fix=f"give {name} a limit")
 
 
 def _check_truth(reference_frames: NDArray[np.int64], engine_frames: NDArray[np.int64], classes: ClassSpec) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.errors import BackendError, MediaError, UsageError
-from fcnopt.evaluate.resample import block_length, expanded_tail, resampled
+from fcnopt.evaluate.resample import block_length, effective_blocks, expanded_tail, resampled, spread
 from fcnopt.spec import ClassSpec
 
 Unknown = Literal["error", "ignore"]
@@ -145,7 +145,7 @@ def bootstrap_drop(
     confidence: float = 0.95,
     block_frames: int | None = None,
 ) -> DropInterval:
-    """Percentile interval of the drop, over clips resampled from these frames in blocks.
+    """Interval of the drop, over clips resampled from these frames in blocks; see `resample`.
 
     Paired: a sample takes the same frames for reference and engine, so that only what the engine changed varies.
     The interval tells of clips like this one: that of a short stretch of video is narrower than over many drives, and
@@ -175,8 +175,12 @@ def bootstrap_drop(
         drops[rows, 0] = _miou(totals[:, 0]) - _miou(totals[:, 1])
         drops[rows, 1:] = 100.0 * (_iou(totals[:, 0]) - _iou(totals[:, 1]))
         at += len(weights)
-    tail = expanded_tail(confidence, math.ceil(frames / block))
-    intervals = [_interval(column, tail) for column in drops.T]
+    miou, iou = drop_between(reference_frames, engine_frames)
+    blocks = [float(math.ceil(frames / block)), *effective_blocks(reference_frames[:, 1], block)]
+    intervals = [
+        _interval(column, drop, count, confidence)
+        for column, drop, count in zip(drops.T, [miou, *iou], blocks, strict=True)
+    ]
     return DropInterval(intervals[0] or (float("nan"), float("nan")), tuple(intervals[1:]))
 
 
@@ -199,13 +203,27 @@ def _miou(totals: NDArray[np.float64]) -> NDArray[np.float64]:
     return miou
 
 
-def _interval(values: NDArray[np.float64], tail: float) -> tuple[float, float] | None:
-    """The values that are not nan, less the share `tail` at either end; None where all are nan."""
-    known = values[~np.isnan(values)]
+def _interval(
+    samples: NDArray[np.float64], drop: float, blocks: float, confidence: float
+) -> tuple[float, float] | None:
+    """The expanded percentile interval, or the one by their standard deviation where that reaches further.
+
+    Args:
+        samples: Drops of resampled clips; nan in those without the class.
+        drop: Of the clip itself.
+        blocks: That the samples were drawn from.
+        confidence: How likely the interval should hold the drop.
+
+    Returns:
+        None where all samples are nan.
+    """
+    known = samples[~np.isnan(samples)]
     if not known.size:
         return None
-    low, high = np.percentile(known, [100.0 * tail, 100.0 - 100.0 * tail])
-    return float(low), float(high)
+    tail = 100.0 * expanded_tail(confidence, blocks)
+    low, high = np.percentile(known, [tail, 100.0 - tail])
+    reach = spread(confidence, blocks) * float(known.std())
+    return min(float(low), drop - reach), max(float(high), drop + reach)
 
 
 def _frames_of(

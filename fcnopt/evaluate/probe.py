@@ -12,13 +12,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from fcnopt.backends.closing import Closing
 from fcnopt.backends.packages import require
 from fcnopt.errors import BackendError
 from fcnopt.graph import io
@@ -29,7 +29,7 @@ _RAW = "|unrounded"
 _GIVEN = "|given"
 
 
-class Probe:
+class Probe(Closing):
     """Reads tensors of one network; a context manager that owns the runtime's session.
 
     Args:
@@ -85,14 +85,6 @@ class Probe:
     def close(self) -> None:
         """Free the session."""
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:

@@ -9,7 +9,19 @@ A clip has few blocks, and from k blocks a percentile interval is too narrow onc
 until, for a mean of normal blocks, it is Student's interval (Hesterberg, The American Statistician 69, 2015, "expanded
 percentile interval"):
 
-    tail = Phi(-sqrt(k / (k - 1)) * t(k - 1))
+    tail = Phi(-spread),   spread = sqrt(k / (k - 1)) * t(k - 1)
+
+Samples never leave the range of the blocks they are made of, which holds the mean of four in seven cases of eight, so
+that no level is far enough out then. The interval therefore reaches `spread` standard deviations of the samples to
+either side at least (ibid., "t interval with bootstrap standard error").
+
+A class that is in few blocks of a clip has only these, and one that fills a few of its blocks hardly more than those
+few. Its k is the effective number (Kish, "Survey Sampling", 1965) of blocks with `n` pixels each, (sum n)^2 / sum n^2.
+
+Simulated, with a class in 4, 8 or all 15 blocks of a clip, the 95 % interval of its drop holds the true one in some 92,
+91 and 89 % of the clips where the class loses as much all through a block and another share in the next, and in 97, 93
+and 91 % where the blocks differ in size, too. What is missing comes of losses that stay alike for as long as a block:
+where they do for half as long it is 98, 97 and 95 %.
 """
 
 from __future__ import annotations
@@ -69,15 +81,40 @@ def resampled(frames: int, block: int, samples: int, rng: np.random.Generator) -
         yield np.bincount(drawn.ravel(), minlength=rows * frames).reshape(rows, frames).astype(np.float64)
 
 
-def expanded_tail(confidence: float, blocks: int) -> float:
-    """Share of the samples to leave out at either end of an interval from `blocks` blocks; none from a single one."""
-    if blocks < 2:
-        return 0.0
-    stretch = math.sqrt(blocks / (blocks - 1))
-    return NormalDist().cdf(-stretch * student_t(0.5 + confidence / 2, blocks - 1))
+def effective_blocks(pixels: NDArray[np.int64], block: int) -> NDArray[np.float64]:
+    """How many blocks of one size would tell as much of a class: Kish's number.
+
+    Args:
+        pixels: Of truth, [frames, classes].
+        block: Frames a block; the last one may be shorter.
+
+    Returns:
+        float64 [classes], from 1.0 to `blocks_of`; 0.0 for a class that is nowhere.
+    """
+    sizes = np.add.reduceat(pixels, np.arange(0, len(pixels), block), axis=0).astype(np.float64)
+    total, squares = sizes.sum(axis=0), (sizes**2).sum(axis=0)
+    count: NDArray[np.float64] = np.zeros_like(total)
+    np.divide(total**2, squares, out=count, where=squares > 0)
+    return count
 
 
-def student_t(level: float, freedom: int) -> float:
+def spread(confidence: float, blocks: float) -> float:
+    """Half the width of Student's interval from `blocks` blocks, in standard deviations of the samples' means.
+
+    Args:
+        confidence: How likely the interval should hold the true mean.
+        blocks: May be a fraction; less than two count as two.
+    """
+    count = max(blocks, 2.0)
+    return math.sqrt(count / (count - 1)) * student_t(0.5 + confidence / 2, count - 1)
+
+
+def expanded_tail(confidence: float, blocks: float) -> float:
+    """Share of the samples to leave out at either end of an interval from `blocks` blocks."""
+    return NormalDist().cdf(-spread(confidence, blocks))
+
+
+def student_t(level: float, freedom: float) -> float:
     """Quantile of Student's t distribution.
 
     By Abramowitz and Stegun 26.7.5: at level 0.975 within one percent from 3 degrees of freedom on; below, where the

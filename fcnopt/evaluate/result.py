@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fcnopt.backends.base import Mode
+from fcnopt.codec import decode, plain, schema
 from fcnopt.errors import GateError, UsageError
 from fcnopt.evaluate.budget import why_unjudged
-from fcnopt.evaluate.codec import decode, schema
 from fcnopt.evaluate.latency import LatencySummary
 from fcnopt.evaluate.observe import FrameSample
 
@@ -64,7 +65,7 @@ class Stages:
     Attributes:
         decode_ms: Reading and decoding the clip.
         preprocess_ms: Bringing the frame to the engine's size and colour order.
-        inference_ms: Inside the runtime, copies to and from the device included.
+        inference_ms: Inside the runtime, copies to and from the device included; of the frame's whole batch.
         postprocess_ms: Bringing labels to the frame's size.
     """
 
@@ -99,7 +100,7 @@ class EngineResult:
         frame_size: (height, width) that the engine computed at.
         fps: Frames a second end to end: decode, preprocess, inference and postprocess, overlapped as in use. The
             first frame of a turn, which starts the pipeline, is not in it.
-        fps_inference: Frames a second of inference alone; None where the runtime gives no times.
+        fps_inference: Frames a second of inference alone, all batches in flight; None where the runtime gives no times.
         speedup: `fps` over the reference's.
         speedup_inference: `fps_inference` over the reference's.
         fps_rounds: `fps` of each round, in order: how steady the machine was.
@@ -112,6 +113,9 @@ class EngineResult:
         drop: Loss of accuracy against the truth.
         flicker: Share of pixels whose label changes from one frame to the next; None with one frame.
         flicker_excess: `flicker` minus the reference's.
+        mode: "latency" had one batch in flight, "throughput" several.
+        in_flight: Batches in flight, of `batch` frames each.
+        batch: Frames in a batch.
     """
 
     name: str
@@ -131,6 +135,9 @@ class EngineResult:
     drop: Drop
     flicker: float | None
     flicker_excess: float | None
+    mode: Mode = field(default="latency", metadata={"optional": True})
+    in_flight: int = field(default=1, metadata={"optional": True})
+    batch: int = field(default=1, metadata={"optional": True})
 
 
 @dataclass(frozen=True)
@@ -210,14 +217,11 @@ class BenchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings."""
-        plain: dict[str, Any] = json.loads(self.to_json())
-        return plain
+        return dict(plain(self))
 
     def to_json(self) -> str:
         """Indented JSON."""
-        plain = asdict(replace(self, samples=()))
-        del plain["samples"]
-        return json.dumps(plain, indent=2, allow_nan=False) + "\n"
+        return json.dumps(plain(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> BenchResult:
@@ -283,10 +287,7 @@ def check_gates(
         if min_fps is not None and engine.fps < min_fps:
             misses.append(f"{engine.name}: {engine.fps:.1f} FPS end to end, at least {min_fps:g} wanted")
     if misses:
-        raise GateError(
-            "; ".join(misses),
-            fix="build with another precision, method or target, or loosen the gate",
-        )
+        raise GateError("; ".join(misses), fix="build with another precision, method or target, or loosen the gate")
 
 
 def check_limits(**limits: float | None) -> None:

@@ -20,7 +20,7 @@ from fcnopt.evaluate.options import BenchOptions
 from fcnopt.evaluate.resample import block_length, blocks_of
 from fcnopt.evaluate.result import EngineResult, Memory, Stages, Truth
 from fcnopt.evaluate.scores import Scorer, accuracy
-from fcnopt.evaluate.turns import Entrant, FrameTimes, Turn, close
+from fcnopt.evaluate.turns import Entrant, FrameTimes, Turn, close, in_flight
 from fcnopt.media.clips import Clip, Frame
 
 
@@ -210,6 +210,9 @@ class Rounds:
             drop=own.scorer.drop_from(base.scorer, self._options.bootstrap_samples, self.interval_block_frames),
             flicker=flicker,
             flicker_excess=None if flicker is None or base_flicker is None else flicker - base_flicker,
+            mode="latency" if own.entrant.runner.in_flight == 1 else "throughput",
+            in_flight=own.entrant.runner.in_flight,
+            batch=own.entrant.runner.batch or 1,
         )
 
 
@@ -226,7 +229,8 @@ def _fps(contender: Contender) -> float:
 
 def _fps_inference(contender: Contender) -> float | None:
     total_ms = sum(t.inference_ms for t in contender.times)
-    return 1e3 * len(contender.times) / total_ms if total_ms > 0 else None
+    # each frame's time is that of its batch, during which the others in flight were worked on too
+    return 1e3 * len(contender.times) * in_flight(contender.entrant.runner) / total_ms if total_ms > 0 else None
 
 
 def _stages(times: Sequence[FrameTimes]) -> Stages:

@@ -4,8 +4,9 @@ Within a turn the clip is decoded and fitted to the engine's size in the stream'
 infers, as in use. In use this pipeline is started once; here it is started and drained in every turn, which is no
 property of the engine. The rate of a turn is therefore that of the frames after its first: the clock runs from when
 the first frame's labels are done to when the last one's are, by when every stage has done its share of each of these
-frames. A turn of one frame has nothing to overlap with and is timed whole. This holds for runtimes that infer one frame
-at a time, as all of `fcnopt.backends` do; one that gave its labels in bursts would seem faster than it is.
+frames. With several frames in flight, in batches or side by side, labels come in bursts, and the clock starts when as
+many are done as are in flight: from then on a burst of frames counts with the time that it took. A turn of no more
+frames than that has nothing to overlap with and is timed whole.
 
 Latency runs from "frame available" to "labels available". A clip can be decoded faster than it is inferred, so that
 decoded frames queue up; a camera's do not. A frame therefore counts as available when it has been decoded and the
@@ -13,7 +14,8 @@ frame before it is done:
 
     latency = preprocess + max(done - max(fitted, done before), inference + postprocess)
 
-where the second term of the `max` holds for runtimes that work on several frames at once.
+where the second term of the `max` holds for engines that work on several frames at once. What a batch waits for its
+last frame is not in it: that depends on the camera.
 """
 
 from __future__ import annotations
@@ -39,6 +41,11 @@ def close(iterator: Iterator[Any]) -> None:
         closing()
 
 
+def in_flight(runner: Runner) -> int:
+    """Frames that an engine works on at once in a stream."""
+    return runner.in_flight * (runner.batch or 1)
+
+
 @dataclass(frozen=True)
 class FrameTimes:
     """Where the time of one frame went, in ms."""
@@ -57,8 +64,8 @@ class Turn:
     Attributes:
         labels: uint8 [H, W] a frame, at the frame's size.
         times: One a frame.
-        paced: (frames, seconds) for the rate: the frames after the first, and from the first one done to the last
-            one done. With one frame, that frame and the whole time.
+        paced: (frames, seconds) for the rate: the frames after the first ones in flight, and from the last of these
+            done to the last frame done. With no more frames than these, all of them and the whole time.
         memory: Of the process during the turn.
     """
 
@@ -135,7 +142,8 @@ class Entrant:
         return turn
 
     def _run(self, turn: Turn, fed: list[_Fed], stream: Iterator[Outputs]) -> None:
-        start = first = before = time.perf_counter()
+        start = lead_done = before = time.perf_counter()
+        lead = in_flight(self.runner)
         for outputs in stream:
             if len(turn.times) >= len(fed):
                 raise BackendError("it gave more labels than it was given frames", fix="check the runtime's stream")
@@ -147,11 +155,11 @@ class Entrant:
             service_ms = max((done - max(this.fitted, before)) * 1e3, outputs.inference_ms + post_ms)
             latency_ms = this.preprocess_ms + service_ms
             turn.times.append(FrameTimes(this.decode_ms, this.preprocess_ms, outputs.inference_ms, post_ms, latency_ms))
-            if len(turn.times) == 1:
-                first = done
+            if len(turn.times) == lead:
+                lead_done = done
             before = done
         frames = len(turn.times)
-        turn.paced = (frames - 1, before - first) if frames > 1 else (frames, before - start)
+        turn.paced = (frames - lead, before - lead_done) if frames > lead else (frames, before - start)
         if len(turn.times) != len(fed):
             raise BackendError(
                 f"it gave labels for {len(turn.times)} of {len(fed)} frames", fix="check the runtime's stream"

@@ -6,6 +6,7 @@ against the truth, by the code that `fcnopt bench` uses.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import tempfile
 import weakref
@@ -36,11 +37,13 @@ class Measured:
         verdict: Its drop, and whether the budget is kept.
         equal_labels: Share of all pixels whose label is the reference's, 0..100.
         counts: `ConfusionMatrix.frames`, [F, 3, C], from which the verdict follows.
+        date: Of the measurement, ISO 8601.
     """
 
     verdict: Verdict
     equal_labels: float
     counts: NDArray[np.int64] = field(repr=False)
+    date: str
 
 
 class Validation:
@@ -86,7 +89,7 @@ class Validation:
         for frame, fitted in self._fitted():
             labels = restore_labels(reference.run(fitted).labels[0], frame.image.shape[:2], spec.frame)
             self._kept.write(np.ascontiguousarray(labels).data)
-            self._base.add(labels, labels, self._truth_of(frame, labels))
+            self._add(self._base, frame, labels, labels)
             hasher.add(frame.image)
             seen += hashlib.sha256(fitted.data).hexdigest() in calibration
             self.frames += 1
@@ -115,17 +118,24 @@ class Validation:
             size = frame.image.shape[:2]
             labels = restore_labels(candidate.run(fitted).labels[0], size, self._spec.frame)
             reference = self._reference(size)
-            scorer.add(labels, reference, self._truth_of(frame, reference))
+            self._add(scorer, frame, labels, reference)
             if progress is not None:
                 progress(count / self.frames)
-        return self.judged(scorer.truth.frames, scorer.equal_labels)
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return self.judged(scorer.truth.frames, scorer.equal_labels, date)
 
-    def judged(self, counts: NDArray[np.int64], equal_labels: float) -> Measured:
+    def fits(self, counts: NDArray[np.int64]) -> bool:
+        """Whether counts are of these frames and their truth."""
+        base = self._base.truth.frames
+        return counts.shape == base.shape and np.array_equal(counts[:, 1], base[:, 1])
+
+    def judged(self, counts: NDArray[np.int64], equal_labels: float, date: str) -> Measured:
         """What was counted, held to the budget.
 
         Args:
             counts: `ConfusionMatrix.frames` of a candidate on these frames, [F, 3, C].
             equal_labels: Its share of equal labels, 0..100.
+            date: Of the measurement, ISO 8601.
 
         Raises:
             MediaError: They are of another number of frames.
@@ -135,7 +145,7 @@ class Validation:
             raise MediaError(f"{self._clip.name}: the clip has changed while it was read", fix="leave it as it is")
         block = block_length(len(base), self._clip.fps * len(base) / self.frames)
         verdict = judge(base, counts, self._spec.classes, self._budget, block_frames=block)
-        return Measured(verdict, equal_labels, counts)
+        return Measured(verdict, equal_labels, counts, date)
 
     @property
     def key(self) -> str:
@@ -145,6 +155,13 @@ class Validation:
     def _fitted(self) -> Iterator[tuple[Frame, NDArray[np.uint8]]]:
         for frame in self._clip:
             yield frame, np.ascontiguousarray(fit_frame(frame.image, self._spec.frame))[None]
+
+    def _add(self, scorer: Scorer, frame: Frame, labels: NDArray[np.uint8], reference: NDArray[np.uint8]) -> None:
+        truth = self._truth_of(frame, reference)
+        try:
+            scorer.add(labels, reference, truth)
+        except MediaError as error:
+            raise MediaError(f"{self._clip.name}, frame {frame.index}: {error.message}", fix=error.fix) from error
 
     def _reference(self, size: tuple[int, ...]) -> NDArray[np.uint8]:
         data = self._kept.read(size[0] * size[1])

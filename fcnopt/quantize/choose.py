@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.errors import CalibrationError
-from fcnopt.quantize.ranges import decibels
+from fcnopt.quantize.ranges import CLEAN_DB, decibels
 from fcnopt.quantize.sessions import judging
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 GOOD_LABELS = 0.9  # below this share of equal labels the user is warned
 USABLE_LABELS = 0.5  # below this one the graph is no longer the network that was given
 _FIX = "build with --precision fp16, or calibrate with more or other frames of the camera (--calibration PATH)"
+NOT_FINITE = float(np.finfo(np.float32).max)  # the divergence of logits that are not: more than any others have
 _CLASS_PIXELS = 1000  # over all frames: fewer say little about their class
 _PIXELS = 1 << 16  # of a frame that are compared; what is kept of the reference stays small at any frame size
 
@@ -40,7 +41,7 @@ class Evidence:
     Attributes:
         name: Of the candidate, such as a calibration method.
         divergence: Kullback-Leibler divergence of its class probabilities from FP32's, in nats a pixel: the average of
-            the means over pixels and over classes.
+            the means over pixels and over classes. `NOT_FINITE` where its logits are not.
         logits_db: Signal to quantization noise at the logits, in decibels: more is better.
         equal_labels: Share of pixels whose label is the FP32 graph's, 0..1.
     """
@@ -74,17 +75,13 @@ class Judge:
             )
 
     def __call__(self, name: str, candidate: onnx.ModelProto) -> Evidence:
-        """Run a candidate.
-
-        Raises:
-            CalibrationError: Its logits are not finite.
-        """
+        """Run a candidate; one whose logits are not finite is worse than any other."""
         signal = noise = 0.0
         equal = []
         diverged = np.zeros((2, self._reference[0].shape[0]))  # sums and pixels, a class of FP32's labels
         for want, have in zip(self._reference, self._logits(candidate), strict=True):
             if not np.isfinite(have).all():
-                raise CalibrationError(f"{name}: {self._name!r} is not finite on calibration frames", fix=_FIX)
+                return Evidence(name, NOT_FINITE, -CLEAN_DB, 0.0)
             signal += float(np.sum(want.astype(np.float64) ** 2))
             noise += float(np.sum((have.astype(np.float64) - want) ** 2))
             diverged += _divergence(want, have)
@@ -108,9 +105,6 @@ def measure(
 
     Returns:
         One entry a candidate, in order.
-
-    Raises:
-        CalibrationError: A quantized graph's logits are not finite.
     """
     found = []
     for count, (name, make) in enumerate(candidates.items(), start=1):
@@ -135,6 +129,10 @@ def warnings(chosen: Evidence, precision: str, *, alone: bool) -> tuple[str, ...
     Raises:
         CalibrationError: It changes so many labels that the graph is of no use.
     """
+    if chosen.divergence >= NOT_FINITE:
+        raise CalibrationError(
+            f"{precision} by {chosen.name}: the logits are not finite on calibration frames", fix=_FIX
+        )
     found = f"{precision} by {chosen.name} leaves only {chosen.equal_labels:.1%} of the labels of calibration"
     fix = _FIX + (", or with --method auto" if alone else "; every --method was tried")
     if chosen.equal_labels < USABLE_LABELS:

@@ -3,9 +3,11 @@
 The rules are TensorRT's (what its fusion wants) and hold for CPU runtimes as well:
 
 - Conv and Gemm with a constant weight are quantized. Not the first ones, which read the frame, nor those with fewer
-  than 16 input channels a group: INT8 kernels gain nothing there. Not the score layers, whose results reach the
-  logits with nothing but linear operations between: their error is the logits' error, and they cost next to nothing.
-  Not ConvTranspose, whose INT8 form TensorRT runs in float with conversions around it.
+  than 16 input channels a group: INT8 kernels gain nothing there. On a CPU they do where the frame comes as uint8
+  (`graph.passes.frame_input`): such numbers need no quantization, so that only the weight is rounded. Not the score
+  layers, whose results reach the logits with nothing but linear operations between: their error is the logits'
+  error, and they cost next to nothing. Not ConvTranspose, whose INT8 form TensorRT runs in float with conversions
+  around it.
 - A tensor is quantized once and read by all. Weighted operations' outputs stay float, so nothing ever stands between
   Conv, BatchNormalization and ReLU.
 - MaxPool commutes with quantization: what it reads is quantized, so the pool runs in INT8. Not where a score layer
@@ -106,6 +108,8 @@ def place(
     unfit: Unfit | None = None,
     precision: Quantized = "int8",
     floats: AbstractSet[str] = frozenset(),
+    *,
+    whole_frames: bool = False,
 ) -> Placement:
     """Decide what to quantize; the graph is left as it is.
 
@@ -115,6 +119,7 @@ def place(
         unfit: Declines further layers, for what ranges say; called with the tensor that would be quantized.
         precision: FP8 has no kernels of more than 32 taps.
         floats: First outputs of layers that are to stay float.
+        whole_frames: Whether the runtime multiplies uint8 frames as they are.
     """
     scores = _scores(graph, logits)
     first = _first_layers(graph)
@@ -123,16 +128,23 @@ def place(
     for node in graph.nodes:
         if node.op not in _WEIGHTED:
             continue
-        reason = _reason(node, scores, first) or (_no_fp8_kernel(node) if precision == "fp8" else None)
+        whole = whole_frames and precision == "int8" and reads_whole_numbers(node)
+        reason = _reason(node, scores, first, whole=whole) or (_no_fp8_kernel(node) if precision == "fp8" else None)
         if reason is None and node.outputs[0].name in floats:
             reason = KEPT_FLOAT
-        if reason is None and unfit is not None:
+        if reason is None and unfit is not None and not whole:
             reason = unfit(above_pools(node.inputs[0]).name, node)
         if reason is None:
             layers.append(node)
         else:
             declined.append(Declined(node.name or node.outputs[0].name, reason))
     return Placement(tuple(node.outputs[0].name for node in layers), _points(graph, layers, scores), tuple(declined))
+
+
+def reads_whole_numbers(node: gs.Node) -> bool:
+    """Whether what a layer reads was uint8 just before: it holds no other numbers than 0 to 255."""
+    writers = node.inputs[0].inputs
+    return bool(writers) and writers[0].op == "Cast" and writers[0].inputs[0].dtype == np.uint8
 
 
 def input_channels(node: gs.Node) -> int:
@@ -146,7 +158,7 @@ def output_axis(node: gs.Node) -> int:
     return 0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1
 
 
-def _reason(node: gs.Node, scores: set[int], first: set[int]) -> str | None:
+def _reason(node: gs.Node, scores: set[int], first: set[int], *, whole: bool) -> str | None:
     if node.op == "ConvTranspose":
         return "ConvTranspose: TensorRT runs quantized deconvolutions in float, with conversions around them"
     if node.op == "MatMul":
@@ -158,12 +170,12 @@ def _reason(node: gs.Node, scores: set[int], first: set[int]) -> str | None:
         return "its input is a constant"
     if node.attrs.get("transA", 0):
         return "transA: its input is read by columns"
-    if id(node) in first:
+    if id(node) in first and not whole:
         return "first layer: it reads the frame, whose few channels leave INT8 nothing to gain"
     if id(node) in scores:
         return "score layer: nothing but linear operations between it and the logits"
     channels = input_channels(node)
-    if channels < MIN_CHANNELS:
+    if channels < MIN_CHANNELS and not whole:
         return f"{channels} input channels a group; INT8 kernels want {MIN_CHANNELS}"
     return None
 
@@ -208,6 +220,8 @@ def _points(graph: gs.Graph, layers: list[gs.Node], scores: set[int]) -> tuple[P
     order = {id(node): index for index, node in enumerate(graph.nodes)}
     chosen: dict[str, gs.Tensor] = {}
     for node in layers:
+        if reads_whole_numbers(node):
+            continue
         tensor = _anchor(node.inputs[0], scores)
         chosen.setdefault(tensor.name, tensor)
     groups = _groups(chosen)

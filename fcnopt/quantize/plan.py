@@ -46,7 +46,10 @@ class Plan:
         if not floats:
             return self
         graph = import_graph(self.source)
-        return replace(self, placement=place(graph, self.logits, self.unfit, self.precision, floats))
+        return replace(
+            self,
+            placement=place(graph, self.logits, self.unfit, self.precision, floats, whole_frames=self.form == "cpu"),
+        )
 
     def graph(self) -> onnx.ModelProto:
         """The graph with Q/DQ, all else FP32."""

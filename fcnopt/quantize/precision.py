@@ -146,7 +146,7 @@ def finish(
     chosen = tuned.chosen if not floats else tuned.judge("with layers left float", result)
     data = _quantized_data(tuned, plan, chosen, model, frames) | {"requested": requested}
     notes = warnings(chosen, plan.precision, alone=requested != "auto")
-    notes += _quantized_notes(tuned, plan, chosen, data["int8_macs_share"])
+    notes += _quantized_notes(tuned, plan, chosen, data)
     if tuned.ranges[0].settled is not None and plan.precision == "int8":
         notes += (tuned.ranges[0].settled.note(tuned.rule, frames.available),)
     if tuned.lost:
@@ -154,11 +154,22 @@ def finish(
             f"{plan.precision}: {len(tuned.lost)} layers stay float, as no float16 scale serves them: "
             f"{', '.join(tuned.lost)}",
         )
-    if plan.form == "tensorrt":
-        result, casts = to_half(result, tuned.ranges[1].tensors, "fp16")
+    result, casts = _rest(tuned, plan, result)
+    if casts is not None:
         data["half"] = _half_data(casts, tuned.rescaled)
         notes += _half_notes(casts, tuned.rescaled)
     return PrecisionResult(result, data, notes, tuned.ranges[0])
+
+
+def candidate(tuned: Tuned, floats: AbstractSet[str]) -> onnx.ModelProto:
+    """The graph that `finish` would write, before anything is known of its accuracy."""
+    plan = tuned.plan.without(floats)
+    return _rest(tuned, plan, plan.graph())[0]
+
+
+def _rest(tuned: Tuned, plan: Plan, graph: onnx.ModelProto) -> tuple[onnx.ModelProto, CastReport | None]:
+    """A graph with Q/DQ whose other layers are in half precision, where the form states that."""
+    return to_half(graph, tuned.ranges[1].tensors, "fp16") if plan.form == "tensorrt" else (graph, None)
 
 
 def checked_frames(frames: CalibrationFrames | None, spec: ModelSpec, precision: Precision) -> CalibrationFrames:
@@ -180,6 +191,7 @@ def _quantized_data(
     names = {node.output[0]: node.name or node.output[0] for node in model.graph.node}
     macs = macs_by_node(model, (frames.shape[0], frames.shape[1]))
     layers = [names[layer] for layer in plan.placement.layers]
+    groups, weights = {point.group for point in plan.placement.points}, _weights(plan)
     settled = tuned.ranges[0].settled
     times = {move.tensor: move.factor for move in tuned.recipe.moves}
     return {
@@ -191,8 +203,8 @@ def _quantized_data(
         "settled": None if settled is None else _settled_data(settled),
         "evidence": [asdict(entry) for entry in tuned.recipe.evidence],
         "chosen": asdict(chosen),
-        "refined": [asdict(move) for move in tuned.recipe.moves],
-        "rounded": sorted(plan.rounded),
+        "refined": [asdict(move) for move in tuned.recipe.moves if move.tensor in groups],
+        "rounded": sorted(weights.intersection(plan.rounded)),
         "layers": layers,
         "tensors": {
             point.tensor: {
@@ -207,17 +219,23 @@ def _quantized_data(
     }
 
 
+def _weights(plan: Plan) -> set[str]:
+    """Names of the weights of the layers that are quantized."""
+    layers = set(plan.placement.layers)
+    return {node.input[1] for node in plan.source.graph.node if layers.intersection(node.output)}
+
+
 def _settled_data(settled: Settled) -> dict[str, Any]:
     return {**asdict(settled), "steps": [asdict(step) for step in settled.steps]}
 
 
-def _quantized_notes(tuned: Tuned, plan: Plan, chosen: Evidence, share: float) -> tuple[str, ...]:
+def _quantized_notes(tuned: Tuned, plan: Plan, chosen: Evidence, data: dict[str, Any]) -> tuple[str, ...]:
     how = f"ranges by {tuned.rule}"
-    how += ", refined at the logits" if tuned.recipe.moves else ""
-    how += ", weights rounded together" if plan.rounded else ""
+    how += ", refined at the logits" if data["refined"] else ""
+    how += ", weights rounded together" if data["rounded"] else ""
     notes = [
-        f"{plan.precision}: {share:.1%} of the multiplications; {how}: {chosen.equal_labels:.2%} of the labels of "
-        "calibration frames unchanged"
+        f"{plan.precision}: {data['int8_macs_share']:.1%} of the multiplications; {how}: {chosen.equal_labels:.2%} of "
+        "the labels of calibration frames unchanged"
     ]
     if plan.form == "cpu":
         notes.append(

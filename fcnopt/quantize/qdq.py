@@ -9,7 +9,7 @@ magnitude / 127. Biases stay float. A runtime reads this as the integer convolut
 Form `tensorrt` is symmetric: int8 activations with zero point 0, and scales that float16 holds exactly, so that the
 float part of the graph can become half precision afterwards without touching a quantized value. Form `cpu` gives
 activations uint8 over the interval that they use: VNNI multiplies uint8 by int8, and after a ReLU the grid is twice
-as fine.
+as fine. Frames that a layer reads as uint8 are dequantized with scale 1.
 
 FP8 is form `tensorrt` with E4M3 in the place of int8: `value = number * scale`, the scale of a weight's channel its
 largest magnitude / 448, and no zero point but 0. Values beyond the grid saturate. Behind a MaxPool the pool's result
@@ -31,7 +31,7 @@ from fcnopt.graph.io import export_graph, import_graph
 from fcnopt.quantize.fp8 import E4M3, to_fp8
 from fcnopt.quantize.methods import Interval, Levels, Quantized, Rule, check_method
 from fcnopt.quantize.opset import at_least_opset
-from fcnopt.quantize.placement import Placement, Point, Reader, above_pools, output_axis
+from fcnopt.quantize.placement import Placement, Point, Reader, above_pools, output_axis, reads_whole_numbers
 from fcnopt.quantize.ranges import Ranges
 from fcnopt.quantize.scales import DEAD, SMALLEST, half_at_least
 
@@ -174,6 +174,8 @@ def insert(
     weights: dict[int, gs.Variable] = {}
     for layer in placement.layers:
         node = by_output[layer]
+        if reads_whole_numbers(node):
+            _read_whole_numbers(graph, node)
         known = (rounded or {}).get(node.inputs[1].name)
         _quantize_weight(graph, node, weights, known or _to_nearest(node, form, precision), precision)
     graph.cleanup().toposort()
@@ -245,6 +247,18 @@ def _quantize_activation(
     graph.nodes.append(gs.Node("DequantizeLinear", f"{name}_dequantize", {}, [whole, scale, zero], [back]))
     for reader in point.readers:
         by_output[reader.node].inputs[reader.index] = back
+
+
+def _read_whole_numbers(graph: gs.Graph, node: gs.Node) -> None:
+    """Let a layer read uint8 as the numbers they are, with scale 1."""
+    whole = node.inputs[0].inputs[0].inputs[0]
+    back = gs.Variable(f"{whole.name}_dequantized", np.float32, whole.shape)
+    one, zero = (
+        gs.Constant(f"{whole.name}_{what}", np.array(value, kind))
+        for what, value, kind in (("scale", 1, np.float32), ("zero", 0, np.uint8))
+    )
+    graph.nodes.append(gs.Node("DequantizeLinear", f"{whole.name}_dequantize", {}, [whole, one, zero], [back]))
+    node.inputs[0] = back
 
 
 def _to_nearest(node: gs.Node, form: Form, precision: Quantized) -> Rounded:

@@ -13,14 +13,15 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from fcnopt.codec import decode
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import graph_hash, weights_hash
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import LEVELS, METHODS, RULES
 from fcnopt.quantize.ranges import HALF_TYPES, Ranges, TensorRange
-from fcnopt.quantize.settle import Move, Settled, Step
+from fcnopt.quantize.settle import Settled
 
 if TYPE_CHECKING:
     import onnx
@@ -77,21 +78,22 @@ class RangeFile:
             CalibrationError: It is missing, cut off, damaged, or of another schema version.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(path.read_text(encoding="utf-8"), parse_constant=not_a_number)
             if data["version"] != RANGE_FILE_VERSION:
                 raise CalibrationError(
                     f"{path}: range file has schema version {data['version']!r}, "
                     f"this fcnopt reads {RANGE_FILE_VERSION}",
                     fix=f"delete {path} to calibrate again",
                 )
-            hashes, frames = data["hashes"], data["frames"]
+            hashes = decode(_Hashes, data["hashes"], "hashes")
+            frames = decode(_Frames, data["frames"], "frames")
             tensors = {str(name): _tensor(entry) for name, entry in data["tensors"].items()}
             return cls(
-                Ranges(tensors, _integer(frames["count"]), _factors(data["factors"]), _settled(data["settled"])),
-                str(hashes["weights"]),
-                str(hashes["frames"]),
-                str(hashes["graph"]),
-                tuple(str(source) for source in frames["sources"]),
+                Ranges(tensors, _positive(frames.count), _factors(data["factors"]), _settled(data["settled"])),
+                hashes.weights,
+                hashes.frames,
+                hashes.graph,
+                frames.sources,
             )
         except OSError as error:
             raise CalibrationError(
@@ -129,6 +131,24 @@ class RangeFile:
                 f"{name}: ranges belong to other {others}: {detail}",
                 fix=f"add --recalibrate (or delete {name}) to calibrate again, or give the {others} it was made from",
             )
+
+
+@dataclass(frozen=True)
+class _Hashes:
+    weights: str
+    frames: str
+    graph: str
+
+
+@dataclass(frozen=True)
+class _Frames:
+    count: int
+    sources: tuple[str, ...]
+
+
+def not_a_number(word: str) -> NoReturn:
+    """Refuse NaN and Infinity where JSON is read, by `ValueError`: JSON has neither."""
+    raise ValueError(f"{word} is not a number")
 
 
 def write_whole(path: Path, text: str, *, what: str) -> None:
@@ -190,10 +210,9 @@ def _factors(entries: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
 def _settled(entry: Any) -> Settled | None:
     if entry is None:
         return None
-    steps = tuple(
-        Step(_integer(step["frames"]), Move(**step["noise"]), Move(**step["reach"])) for step in entry["steps"]
-    )
-    return Settled(**{**entry, "steps": steps})
+    found = decode(Settled, entry, "settled")
+    _positive(found.frames)
+    return found
 
 
 def _interval(value: Any) -> tuple[float, float]:
@@ -209,7 +228,7 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _integer(value: Any) -> int:
-    if type(value) is not int or value < 1:
+def _positive(value: int) -> int:
+    if value < 1:
         raise ValueError(f"{value!r} is not a positive integer")
     return value

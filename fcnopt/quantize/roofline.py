@@ -105,6 +105,7 @@ class Network:
             logits_name(self.model),
             lambda _tensor, node: None if node.outputs[0].name in wanted else "not asked for",
             precision,
+            whole_frames=True,  # only a graph that was made for it has such layers
         )
         self._refuse(wanted - set(self.placement.layers), "cannot be quantized", "give layers that `place` returns")
         unknown = {name for name in wanted if name not in self._macs}

@@ -36,7 +36,7 @@ class Sensitivity:
     Attributes:
         layer: Its first output.
         divergence: At the logits, with this layer float and all others quantized.
-        gain: The share of the divergence that goes away; negative where it grows by chance.
+        gain: The share of the divergence that goes away; negative where it grows by chance, -1 at least.
         cost_ms: Estimated time.
     """
 
@@ -73,7 +73,7 @@ def sensitivities(
             known[layer] = tuned.judge(layer, tuned.plan.without(frozenset({layer})).graph())
             save()
         left = known[layer].divergence
-        gain = (whole - left) / whole if whole > 0 else 0.0
+        gain = max((whole - left) / whole, -1.0) if whole > 0 else 0.0
         found.append(Sensitivity(layer, left, gain, costs.fallback_ms(layer)))
         progress(count / len(layers))
     return tuple(sorted(found, key=_worth, reverse=True))

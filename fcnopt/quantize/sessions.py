@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnopt.backends.closing import Closing
 from fcnopt.errors import BackendError, CalibrationError
 from fcnopt.graph.optimizers import unsafe_optimizers
 from fcnopt.graph.taps import expose
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _UNKNOWN_TO_OPENVINO = frozenset({17})  # onnx.TensorProto.FLOAT8E4M3FN
 
 
-class Session:
+class Session(Closing):
     """Runs one network frame by frame and hands out tensors of it; a context manager.
 
     Args:
@@ -71,16 +71,8 @@ class Session:
         """Free the network."""
         self._session = None
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class OpenVinoSession:
+class OpenVinoSession(Closing):
     """Runs one network frame by frame by OpenVINO, float layers in FP32; a context manager.
 
     Args:
@@ -111,14 +103,6 @@ class OpenVinoSession:
     def close(self) -> None:
         """Free the network."""
         self._request = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def openvino_misreads(model: onnx.ModelProto) -> bool:

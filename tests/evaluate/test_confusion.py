@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fcnopt.errors import BackendError, MediaError, UsageError
 from fcnopt.evaluate.confusion import ConfusionMatrix, bootstrap_drop
-from fcnopt.evaluate.resample import expanded_tail
+from fcnopt.evaluate.resample import effective_blocks, expanded_tail, spread
 from fcnopt.spec import ClassSpec
 
 CAMVID = ClassSpec.named("camvid")
@@ -156,11 +156,15 @@ def test_the_vectorised_bootstrap_is_that_of_a_loop(
         sums = [m.frames[chosen].sum(axis=0) for m in (reference, engine)]
         iou = [s[0] / (s[1] + s[2] - s[0]) for s in sums]
         drops.append([100 * (iou[0] - iou[1]).mean(), *(100 * (iou[0] - iou[1]))])
-    tail = 100 * expanded_tail(0.95, blocks)
-    low, high = np.percentile(drops, [tail, 100 - tail], axis=0)
-    assert got.miou == pytest.approx((low[0], high[0]), abs=1e-9)
-    for c, interval in enumerate(got.iou):
-        assert interval == pytest.approx((low[c + 1], high[c + 1]), abs=1e-9)
+    own = effective_blocks(reference.frames[:, 1], block)
+    iou = 100 * (reference.iou - engine.iou)
+    for column, drop, count, interval in zip(
+        np.transpose(drops), [reference.miou - engine.miou, *iou], [blocks, *own], [got.miou, *got.iou], strict=True
+    ):
+        tail = 100 * expanded_tail(0.95, count)
+        low, high = np.percentile(column, [tail, 100 - tail])
+        reach = spread(0.95, count) * column.std()
+        assert interval == pytest.approx((min(low, drop - reach), max(high, drop + reach)), abs=1e-9)
 
 
 def test_a_block_as_long_as_the_clip_only_turns_it(rng: np.random.Generator) -> None:
@@ -185,6 +189,16 @@ def test_a_block_fits_the_frames(block: int) -> None:
         bootstrap_drop(frames, frames, block_frames=block)
 
 
+def test_an_interval_from_four_blocks_reaches_beyond_them() -> None:
+    """Their resampled means do not, and a mean of four is beyond them all in one case of eight."""
+    reference = np.full((4, 3, 1), 20_000)
+    engine = reference.copy()
+    engine[:, 0, 0] -= [100, 200, 300, 400]
+    low, high = bootstrap_drop(reference, engine, samples=4000, block_frames=1).iou[0] or (0.0, 0.0)
+    single = [100 * (1 - (20_000 - lost) / (20_000 + lost)) for lost in (100, 400)]
+    assert low < single[0] < single[1] < high
+
+
 def test_a_class_in_few_frames_has_an_interval_and_an_absent_one_has_none() -> None:
     reference, engine = ConfusionMatrix(FOUR), ConfusionMatrix(FOUR)
     for index in range(20):
@@ -196,7 +210,7 @@ def test_a_class_in_few_frames_has_an_interval_and_an_absent_one_has_none() -> N
     assert interval.iou[3] is None
     assert interval.iou[1] == (0.0, 0.0)
     assert interval.iou[2] == (100.0, 100.0)
-    assert interval.miou[1] > interval.miou[0] >= 0.0
+    assert interval.miou[0] < reference.miou - engine.miou < interval.miou[1]
 
 
 @pytest.mark.parametrize("frames", [np.zeros((0, 3, 4), np.int64), np.zeros((2, 3, 5), np.int64)])

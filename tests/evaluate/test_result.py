@@ -53,6 +53,23 @@ def test_a_result_of_the_first_version_is_read_without_what_it_did_not_have(resu
     assert BenchResult.from_json(again.to_json()) == again
 
 
+def test_a_result_without_modes_is_read_and_written_as_it_was(result: BenchResult) -> None:
+    """Readers that know nothing of modes still read results in which nothing but latency was benched."""
+    data = result.to_dict()
+    assert not {"mode", "in_flight", "batch"} & set(data["engines"][0])
+    assert BenchResult.from_json(json.dumps(data)).engines[0].mode == "latency"
+    fast = replace(result.engines[0], mode="throughput", in_flight=2, batch=4)
+    both = replace(result, engines=(*result.engines, fast))
+    data = both.to_dict()
+    assert {name: data["engines"][1][name] for name in ("mode", "in_flight", "batch")} == {
+        "mode": "throughput",
+        "in_flight": 2,
+        "batch": 4,
+    }
+    assert list(faults(json.loads(SCHEMA.read_text("utf-8")), data)) == []
+    assert BenchResult.from_json(both.to_json()) == both
+
+
 def test_the_frames_are_named_by_their_hash_and_counted_by_class(result: BenchResult) -> None:
     clip = FakeClip()
     bytes_of_all = b"".join(frame.image.tobytes() for frame in clip)

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fcnopt.backends.base import Outputs
 from fcnopt.evaluate.bench import bench
 from fcnopt.media.clips import Frame, fit_frame
 from fcnopt.spec import FrameSpec
 from tests.evaluate.fakes import SMALL, FakeClip, FakeRunner
+
+SMALL_BY_ITSELF = replace(SMALL, round_frames=None)
 
 
 def test_times_are_what_the_engine_needs() -> None:
@@ -81,3 +85,47 @@ def test_a_runtime_without_times_has_no_inference_rate() -> None:
     result = bench(FakeClip(), [FakeRunner("a", inference_ms=0.0)], FakeRunner(), SMALL)
     assert result.engines[0].fps_inference is None
     assert result.engines[0].speedup_inference is None
+
+
+class TwoAtOnce(FakeRunner):
+    """Works on two batches side by side, each taking `sleep_s`."""
+
+    in_flight = 2
+
+    def lanes(self, count: int) -> Sequence[Callable[[Any], Outputs]]:
+        return [self.infer] * count
+
+
+def test_labels_in_bursts_do_not_count_as_a_higher_rate() -> None:
+    """Two frames side by side, 40 ms each: 50 a second, though the second one comes right after the first."""
+    pair = TwoAtOnce("pair", sleep_s=0.04, inference_ms=40.0)
+    result = bench(FakeClip(frames=32), [pair], FakeRunner(), replace(SMALL, round_frames=16))
+    row = result.engines[0]
+    assert (row.mode, row.in_flight, row.batch) == ("throughput", 2, 1)
+    assert 35.0 < row.fps < 55.0  # 60 if the clock started at the first frame, of a turn of 16
+    assert row.fps_inference == pytest.approx(50.0)
+    assert row.latency.p50_ms >= 40.0
+    assert (result.reference.mode, result.reference.in_flight) == ("latency", 1)
+
+
+class BatchOfFour(FakeRunner):
+    """Built for four frames at a time, which take 40 ms together."""
+
+    batch = 4
+
+    def infer(self, frames: Any) -> Outputs:
+        assert frames.shape[0] == 4
+        time.sleep(0.04)
+        return Outputs(np.ascontiguousarray(frames[..., 0]), inference_ms=40.0)
+
+
+def test_an_engine_of_a_batch_is_benched_in_batches() -> None:
+    result = bench(FakeClip(frames=32), [BatchOfFour("four")], FakeRunner(), SMALL_BY_ITSELF)
+    row = result.engines[0]
+    assert result.round_frames % 4 == 0
+    assert result.round_frames >= 16
+    assert (row.batch, row.in_flight, row.mode) == (4, 1, "latency")
+    assert row.accuracy.miou == 100.0
+    assert 70.0 < row.fps < 110.0  # 100
+    assert row.fps_inference == pytest.approx(100.0)
+    assert row.latency.p50_ms >= 40.0

@@ -46,9 +46,15 @@ def test_an_equal_candidate_loses_nothing_and_keeps_a_budget_of_nothing() -> Non
 def test_counts_give_the_same_verdict_again() -> None:
     validation = of(FakeClip(), Budget(1.0))
     found = validation.measure(FakeRunner("int8", worse))
-    assert validation.judged(found.counts, found.equal_labels).verdict == found.verdict
+    again = validation.judged(found.counts, found.equal_labels, found.date)
+    assert (again.verdict, again.date) == (found.verdict, found.date)
     with pytest.raises(MediaError, match="has changed"):
-        validation.judged(found.counts[:-1], found.equal_labels)
+        validation.judged(found.counts[:-1], found.equal_labels, found.date)
+    assert validation.fits(found.counts)
+    others = found.counts.copy()
+    others[0, 1, 0] += 1
+    assert not validation.fits(found.counts[:-1])
+    assert not validation.fits(others), "of another truth"
 
 
 def test_frames_and_reference_decide_the_key() -> None:
@@ -75,6 +81,15 @@ def test_frames_that_were_calibrated_on_are_refused() -> None:
     with pytest.raises(MediaError, match=r"3 of 12 validation frames were calibrated on") as error:
         of(clip, calibration=seen)
     assert "--calibration" in str(error.value.fix)
+
+
+def test_label_ids_that_are_no_class_are_named_with_clip_and_frame() -> None:
+    clip = FakeClip()
+    labels = clip._frames[5].labels
+    assert labels is not None
+    labels[0, 0] = 77
+    with pytest.raises(MediaError, match=r"fake\.mp4, frame 5: label map has the values 77, expected 0\.\.3"):
+        of(clip)
 
 
 def test_a_clip_without_frames_is_refused() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Literal
 
 import numpy as np
@@ -120,8 +122,12 @@ def test_logits_that_are_not_numbers_are_refused(rng: np.random.Generator, preci
     model, frames = fcn(rng), images(rng, 2)
     placement = place(import_graph(model), "logits")
     broken = dict.fromkeys(placement.tensors, Grid(np.inf, 0, precision))
-    with pytest.raises(CalibrationError, match="mse: 'logits' is not finite"):
-        Judge(model, frames, "logits")("mse", insert(model, placement, broken, "tensorrt"))
+    judge = Judge(model, frames, "logits")
+    found = judge("mse", insert(model, placement, broken, "tensorrt"))
+    assert best([found, judge("same", model)]).name == "same", "worse than any other"
+    json.dumps(asdict(found), allow_nan=False)
+    with pytest.raises(CalibrationError, match=rf"{precision} by mse: the logits are not finite"):
+        warnings(found, precision, alone=True)
 
 
 def test_graphs_that_openvino_joins_wrongly_are_judged_by_onnx_runtime(rng: np.random.Generator) -> None:

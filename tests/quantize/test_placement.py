@@ -5,8 +5,9 @@ import pytest
 from onnx import TensorProto
 
 from fcnopt.graph.io import import_graph
+from fcnopt.graph.passes import WHOLE_FRAMES, optimize
 from fcnopt.graph.taps import logits_name
-from fcnopt.quantize.placement import Placement, place
+from fcnopt.quantize.placement import KEPT_FLOAT, Placement, place
 from tests.quantize.nets import CLASSES, SIZE, Net, Options, fcn
 
 
@@ -212,3 +213,15 @@ def test_weight_that_is_computed_is_declined(rng: np.random.Generator) -> None:
     )
     x = net.relu(net.node("Conv", [x, weight], "dynamic", kernel_shape=[1, 1]))
     assert reasons(finished(net, x, 16))["node_dynamic"] == "its weight is not a float32 constant"
+
+
+def test_first_layer_is_quantized_where_it_reads_whole_frames(rng: np.random.Generator) -> None:
+    model = optimize(optimize(fcn(rng))[0], passes=WHOLE_FRAMES, strict=True)[0]
+    graph, logits = import_graph(model), logits_name(model)
+    placement = place(graph, logits, whole_frames=True)
+    assert placement.layers == ("conv1", "conv2", "conv3")
+    assert placement.tensors == place(graph, logits).tensors, "whole numbers need no point"
+    assert place(graph, logits).layers == ("conv2", "conv3")
+    assert place(graph, logits, precision="fp8", whole_frames=True).layers == ("conv2", "conv3")
+    kept = place(graph, logits, floats=frozenset({"conv1"}), whole_frames=True)
+    assert reasons(kept)["node_conv1"] == KEPT_FLOAT

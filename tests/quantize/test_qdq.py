@@ -7,6 +7,7 @@ from onnx import TensorProto, numpy_helper
 
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import import_graph, read_spec, write_spec
+from fcnopt.graph.passes import WHOLE_FRAMES, optimize
 from fcnopt.graph.taps import expose, logits_name
 from fcnopt.quantize.placement import place
 from fcnopt.quantize.qdq import Grid, grids, insert, quantize_weight
@@ -215,3 +216,21 @@ def test_missing_range_names_the_tensor(rng: np.random.Generator) -> None:
     placement = place(import_graph(fcn(rng)), "logits")
     with pytest.raises(CalibrationError, match="tensor 'conv1_relu' is to be quantized, but the ranges do not have it"):
         grids(placement, Ranges({}, 1), dict.fromkeys(placement.tensors, "minmax"), "cpu")
+
+
+def test_whole_frames_lose_nothing_but_their_weight_s_rounding(rng: np.random.Generator) -> None:
+    model = optimize(optimize(fcn(rng))[0], passes=WHOLE_FRAMES, strict=True)[0]
+    frame = images(rng, 1)[0]
+    placement = place(import_graph(model), logits_name(model), whole_frames=True)
+    found = {name: Grid(0.05, 0, "uint8") for name in placement.tensors}
+    result = insert(model, placement, found, "cpu")
+    onnx.checker.check_model(result, full_check=True)
+    read = producer(result, producer(result, "conv1").input[0])
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
+    assert read.op_type == "DequantizeLinear"
+    assert [constants[name] for name in read.input[1:]] == [1, 0]
+    want, have = (run(expose(one, ["conv1"]), frame, ["conv1"])[0] for one in (model, result))
+    scales = constants[producer(result, "conv1").input[1].replace("_dequantized", "_scale")]
+    # half a step a weight, times what it meets: 9 taps of three channels and the constant one, 255 at most
+    bound = scales.max() / 2 * 9 * (frame.reshape(-1, 3).max(axis=0).astype(float).sum() + 255)
+    assert 0 < np.abs(have - want).max() < bound

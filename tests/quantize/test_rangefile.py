@@ -96,6 +96,13 @@ def test_everything_that_differs_is_named(made, rng: np.random.Generator, tmp_pa
         lambda text: text.replace("   0.5,", '   "half",'),
         lambda text: text.replace('"factors": {', '"factors": {"a": 7, '),
         lambda text: text.replace('"settled": {', '"settled": {"unsettled": 1, '),
+        lambda text: text.replace('"tolerance": 0.02', '"tolerance": "x"'),
+        lambda text: text.replace('"settled_after": null', '"settled_after": "x"', 1),
+        lambda text: text.replace('"settled": {\n  "frames": 3', '"settled": {\n  "frames": "x"'),
+        lambda text: text.replace('"settled": {\n  "frames": 3', '"settled": {\n  "frames": 0'),
+        lambda text: text.replace('"steps": []', '"steps": [{"frames": 1}]'),
+        lambda text: text.replace('"sources": [', '"sources": [7, '),
+        lambda text: text.replace('"weights": "', '"weights": 7, "w": "'),
     ],
 )
 def test_damage_is_one_clear_error(made, tmp_path: Path, damage) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
+from fcnopt.graph.passes import optimize
 from fcnopt.quantize import CalibrationFrames, tune
 from fcnopt.quantize.choose import Judge
 from fcnopt.quantize.methods import METHODS
@@ -115,3 +116,17 @@ def test_original_is_untouched_and_the_result_repeats(rng: np.random.Generator, 
     first, second = tuned(model, frames), tuned(model, frames)
     assert model.SerializeToString() == before
     assert first.plan.graph().SerializeToString() == second.plan.graph().SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("form", "tuning", "first"),
+    [("cpu", Tuning(), True), ("cpu", PLAIN, False), ("tensorrt", Tuning(), False)],
+)
+def test_first_layer_is_integer_on_cpus_where_its_weights_are_rounded_together(
+    form: str, tuning: Tuning, first: bool, rng: np.random.Generator, frames: CalibrationFrames
+) -> None:
+    model, _ = optimize(fcn(rng))
+    found = tuned(model, frames, replace(tuning, refine=False), form=form)
+    assert ("conv1" in found.plan.placement.layers) == first
+    assert ("conv1.weight" in {name.removesuffix("_1") for name in found.plan.rounded}) == first
+    assert "conv1" not in found.plan.without(frozenset({"conv1"})).placement.layers

@@ -2,13 +2,15 @@
 
 One walk over the hints serves reading and describing, so that the schema file cannot say anything else than what
 the reader accepts. Known are dataclasses, tuples of one kind or of fixed places, `X | None`, `Literal`, string-keyed
-dicts, numbers, strings and booleans. A field with the metadata `{"json": False}` is left out; it has a default.
+dicts, numbers, strings and booleans. A field with the metadata `{"json": False}` is left out; it has a default. One
+with `{"optional": True}` may be missing and then has its default, and is not written where it has it: files that do
+without what came later stay what they were, to readers that know nothing of it.
 """
 
 from __future__ import annotations
 
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 D = TypeVar("D")
@@ -16,23 +18,23 @@ D = TypeVar("D")
 _SCHEMA_NAMES: dict[object, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
-def decode(kind: type[D], data: Any) -> D:
-    """Make `kind`, a dataclass, from parsed JSON.
+def decode(kind: type[D], data: Any, what: str = "result") -> D:
+    """Make `kind`, a dataclass, from parsed JSON, which a message calls `what`.
 
     Raises:
         ValueError: A field is missing, unknown, or of another type; the message names its path.
     """
-    made: D = _decode(kind, data, "result")
+    made: D = _decode(kind, data, what)
     return made
 
 
 def schema(kind: type[Any]) -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of `kind`, a dataclass. Every field is required, no other is allowed."""
+    """The JSON schema (draft 2020-12) of `kind`, a dataclass. Fields are required but for optional ones; no others."""
     hints = get_type_hints(kind)
     return {
         "type": "object",
         "additionalProperties": False,
-        "required": _names(kind),
+        "required": _names(kind, optional=False),
         "properties": {name: _schema(hints[name]) for name in _names(kind)},
     }
 
@@ -61,15 +63,30 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
 def _decode_dataclass(kind: type[Any], data: Any, path: str) -> Any:
     _expect(isinstance(data, dict), data, "an object", path)
     hints = get_type_hints(kind)
-    names = set(_names(kind))
-    for wrong, what in ((sorted(names - set(data)), "missing"), (sorted(set(data) - names), "unknown")):
+    names, needed = set(_names(kind)), set(_names(kind, optional=False))
+    for wrong, what in ((sorted(needed - set(data)), "missing"), (sorted(set(data) - names), "unknown")):
         if wrong:
             raise ValueError(f"{path}: {what} {', '.join(wrong)}")
-    return kind(**{name: _decode(hints[name], data[name], f"{path}.{name}") for name in names})
+    return kind(**{name: _decode(hints[name], data[name], f"{path}.{name}") for name in names & set(data)})
 
 
-def _names(kind: type[Any]) -> list[str]:
-    return [f.name for f in fields(kind) if f.metadata.get("json", True)]
+def plain(value: Any) -> Any:
+    """`value` as dicts, lists, numbers and strings: what JSON can hold, without what need not be written."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value) if _written(f, value)}
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _written(field: Field[Any], value: Any) -> bool:
+    default = field.metadata.get("optional", False) and getattr(value, field.name) == field.default
+    return bool(field.metadata.get("json", True)) and not default
+
+
+def _names(kind: type[Any], *, optional: bool = True) -> list[str]:
+    shown = [f for f in fields(kind) if f.metadata.get("json", True)]
+    return [f.name for f in shown if optional or not f.metadata.get("optional", False)]
 
 
 def _decode_tuple(arguments: tuple[Any, ...], data: Any, path: str) -> tuple[Any, ...]:
