@@ -1,4 +1,4 @@
-"""Specs from what a user types: the classes, the normalization."""
+"""Specs from what a user types: the classes, the normalization, the size."""
 
 from __future__ import annotations
 
@@ -62,6 +62,18 @@ def read_normalization(choice: str) -> Normalization:
         raise UsageError(f"normalize: {choice!r} is not three numbers for the mean and three for the std", fix=fix)
     scale = 1 / 255 if max(map(abs, (*mean, *std))) <= 1 else 1.0
     return Normalization(cast(ColorOrder, color), scale, mean, std)
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """The (height, width) of "HEIGHTxWIDTH".
+
+    Raises:
+        UsageError: It is no such thing.
+    """
+    height, x, width = text.lower().partition("x")
+    if not x or not height.strip().isdecimal() or not width.strip().isdecimal():
+        raise UsageError(f"size: {text!r} is not HEIGHTxWIDTH", fix="give it as in 360x480")
+    return int(height), int(width)
 
 
 def _classes_from(data: Any, path: Path) -> ClassSpec:

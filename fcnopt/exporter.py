@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnopt.choices import read_classes, read_normalization
+from fcnopt.choices import read_classes, read_normalization, read_size
 from fcnopt.errors import UsageError
 from fcnopt.graph import io
 from fcnopt.graph.prepost import attach
 from fcnopt.models.sources import Source, demo_checkpoint, open_source
 from fcnopt.models.verify import Verification, random_frames, verify
+from fcnopt.origin import ORIGIN_KEY
 from fcnopt.spec import DATASETS, ClassSpec, ColorOrder, FrameSpec, ModelSpec, OutputName, Resize
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class ExportOptions:
     def parse(cls, *, size: str | None = None, outputs: str = "labels", **others: Any) -> Self:
         """Options from words: `size` as "HEIGHTxWIDTH", `outputs` as "labels,confidence"; others as in the class."""
         return cls(
-            size=None if size is None else _parse_size(size),
+            size=None if size is None else read_size(size),
             outputs=cast(tuple[OutputName, ...], tuple(name.strip() for name in outputs.split(","))),
             **others,
         )
@@ -160,6 +161,9 @@ def export(
     spec, size = _spec(source, chosen, options, notes)
     report("convert to ONNX", 0.0)
     model = attach(source.convert(size, options.dynamic, options.opset), spec)
+    if source.origin is not None:
+        model.metadata_props.add(key=ORIGIN_KEY, value=source.origin.to_json())
+        notes.append(f"slimmed from {source.origin.checkpoint}")
     report("verify", 0.0)
     groups = _frames(frames, spec, size, odd=source.any_size)
     verification = verify(model, source.run, spec, groups, _describe(frames))
@@ -250,10 +254,3 @@ def _output_path(output: str | Path | None, checkpoint: str | Path | None, modul
 def _dataset(classes: ClassSpec) -> str | None:
     names = classes.names
     return next((key for key, entries in DATASETS.items() if tuple(name for name, _ in entries) == names), None)
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    height, x, width = text.lower().partition("x")
-    if not x or not height.strip().isdecimal() or not width.strip().isdecimal():
-        raise UsageError(f"size: {text!r} is not HEIGHTxWIDTH", fix="give it as in 360x480")
-    return int(height), int(width)

@@ -15,6 +15,7 @@ from fcnopt.errors import CheckpointError, UsageError
 from fcnopt.models.encoders import BLOCKS
 from fcnopt.models.fcn import AT_ONCE_SCALES, FCN, SCORES, UPSCORES, Architecture, FinestStride, Padding
 from fcnopt.models.files import StateDict, read_state_dict
+from fcnopt.origin import Origin
 
 _STANDARD = Architecture(8, 21)
 _SHOWN = 4
@@ -33,12 +34,14 @@ class Loaded:
         description: For people: "FCN-8s VGG16 BN, 11 classes, padding same".
         architecture: None where the module is the user's own class.
         notes: What was concluded or converted, one line each.
+        origin: Of a slimmed network, what it was made from.
     """
 
     module: nn.Module
     description: str
     architecture: Architecture | None
     notes: tuple[str, ...] = ()
+    origin: Origin | None = None
 
 
 def load(path: str | Path, *, padding: Padding | None = None, at_once: bool = False) -> Loaded:
@@ -47,7 +50,7 @@ def load(path: str | Path, *, padding: Padding | None = None, at_once: bool = Fa
     Args:
         path: `.pth` or safetensors, in the naming of wkentaro/pytorch-fcn.
         padding: The convention of padding. It does not show in the file: needed unless the network has batch norm,
-            which implies `same`.
+            which implies `same`, or was slimmed, and then the file says it.
         at_once: The network was trained "at once" (FCN8sAtOnce), with pool4 and pool3 scaled; this does not show
             in the file either.
 
@@ -60,6 +63,8 @@ def load(path: str | Path, *, padding: Padding | None = None, at_once: bool = Fa
     _refuse_other_networks(state.tensors, path)
     architecture = read_architecture(state.tensors, path)
     notes = list(state.notes)
+    if state.origin is not None:
+        padding, at_once = padding or state.origin.padding, at_once or state.origin.at_once
     if padding is None:
         padding = _implied_padding(architecture, path)
         notes.append("padding same, since the network has batch norm")
@@ -69,7 +74,7 @@ def load(path: str | Path, *, padding: Padding | None = None, at_once: bool = Fa
             raise UsageError(f"{path}: at once was asked for a {architecture}", fix="use it for an FCN-8s only")
         architecture = replace(architecture, skip_scales=AT_ONCE_SCALES)
     module = _build(architecture, state, path)
-    return Loaded(module, str(architecture), architecture, tuple(notes))
+    return Loaded(module, str(architecture), architecture, tuple(notes), state.origin)
 
 
 def read_architecture(tensors: Mapping[str, Tensor], path: Path) -> Architecture:
@@ -78,8 +83,7 @@ def read_architecture(tensors: Mapping[str, Tensor], path: Path) -> Architecture
     Layers that are missing count as in VGG16: comparing keys afterwards names them.
     """
     layers = tuple(_last_layer(tensors, block) for block in range(1, BLOCKS + 1))
-    last = [f"conv{block}_{count}" for block, count in enumerate(layers, 1)]
-    width_of = dict(zip(last, _STANDARD.widths, strict=True))
+    width_of = replace(_STANDARD, layers=layers).conv_widths
     width_of |= {"fc6": _STANDARD.fc_widths[0], "fc7": _STANDARD.fc_widths[1]}
     width_of |= {name: len(tensors[f"{name}.weight"]) for name in width_of if _dims(tensors, name)}
     stride = _finest_stride(tensors)
@@ -87,13 +91,22 @@ def read_architecture(tensors: Mapping[str, Tensor], path: Path) -> Architecture
     return Architecture(
         finest_stride=stride,
         classes=_classes(tensors, stride, path),
-        widths=tuple(width_of[name] for name in last),
+        widths=_widths(width_of, layers),
         fc_widths=(width_of["fc6"], width_of["fc7"]),
         layers=layers,
         batch_norm=any(re.match(r"bn\d+_\d+\.", key) for key in tensors),
         fc_batch_norm=any(re.match(r"bn[67]\.", key) for key in tensors),
         biases=biases,
+        fc6_rank=len(tensors["fc6_basis.weight"]) if _dims(tensors, "fc6_basis") else None,
     )
+
+
+def _widths(width_of: Mapping[str, int], layers: tuple[int, ...]) -> tuple[int, ...]:
+    """One width a block, or one a convolution where those of a block differ."""
+    blocks = [[width_of[f"conv{block}_{at}"] for at in range(1, count + 1)] for block, count in enumerate(layers, 1)]
+    if all(len(set(block)) == 1 for block in blocks):
+        return tuple(block[0] for block in blocks)
+    return tuple(width for block in blocks for width in block)
 
 
 def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str, path: Path, *, fix: str) -> None:

@@ -18,7 +18,7 @@ class VGGEncoder(nn.Module):
     """The convolutional part of VGG, with or without batch norm.
 
     Args:
-        widths: Output channels of each of the five blocks.
+        widths: Output channels of every convolution, in order.
         layers: Convolutions in each block; (2, 2, 3, 3, 3) is VGG16.
         batch_norm: Whether a batch norm follows each convolution.
         has_bias: Tells of a layer, by name, whether its convolution has a bias.
@@ -38,9 +38,10 @@ class VGGEncoder(nn.Module):
         self._layers = layers
         self._batch_norm = batch_norm
         channels = 3
-        for block, (width, count) in enumerate(zip(widths, layers, strict=True), 1):
+        remaining = iter(widths)
+        for block, count in enumerate(layers, 1):
             for layer in range(1, count + 1):
-                at = f"{block}_{layer}"
+                at, width = f"{block}_{layer}", next(remaining)
                 padding = input_padding if at == "1_1" else 1
                 conv = nn.Conv2d(channels, width, 3, padding=padding, bias=has_bias(f"conv{at}"))
                 self.add_module(f"conv{at}", conv)

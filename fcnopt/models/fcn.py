@@ -51,7 +51,8 @@ class Architecture:
     Attributes:
         finest_stride: 32, 16 or 8: the finest scale that is scored, as in FCN-8s.
         classes: Channels of every score.
-        widths: Output channels of the five encoder blocks.
+        widths: Output channels of the five encoder blocks; or, where a block's convolutions differ, of every
+            convolution.
         fc_widths: Output channels of fc6 and fc7.
         layers: Convolutions in each encoder block; (2, 2, 3, 3, 3) is VGG16.
         batch_norm: Whether each encoder convolution has a batch norm.
@@ -60,6 +61,8 @@ class Architecture:
         biases: Names of the convolutions that have a bias; None means the scores, and every convolution that no
             batch norm follows.
         skip_scales: Factors on pool4 and pool3 before they are scored; see `AT_ONCE_SCALES`.
+        fc6_rank: Channels between the two convolutions that stand for a low-rank fc6: 7x7 to `fc6_rank` channels
+            (`fc6_basis`), then 1x1 (`fc6`); None for one convolution.
     """
 
     finest_stride: FinestStride
@@ -72,20 +75,37 @@ class Architecture:
     padding: Padding = "same"
     biases: frozenset[str] | None = None
     skip_scales: tuple[float, float] = (1.0, 1.0)
+    fc6_rank: int | None = None
 
     def __post_init__(self) -> None:
         if self.finest_stride not in get_args(FinestStride):
             raise UsageError(f"architecture: finest stride {self.finest_stride!r}", fix="use 8, 16 or 32")
         if self.padding not in get_args(Padding):
             raise UsageError(f"architecture: padding {self.padding!r} is unknown", fix="use same or caffe")
-        if len(self.widths) != BLOCKS or len(self.layers) != BLOCKS or len(self.fc_widths) != 2:
+        fits = len(self.widths) in (BLOCKS, sum(self.layers))
+        if not fits or len(self.layers) != BLOCKS or len(self.fc_widths) != 2:
             raise UsageError(
                 f"architecture: {len(self.widths)} widths, {len(self.layers)} layer counts, "
                 f"{len(self.fc_widths)} fc widths",
-                fix=f"give {BLOCKS} widths, {BLOCKS} layer counts and 2 fc widths",
+                fix=f"give {BLOCKS} widths (or one a convolution), {BLOCKS} layer counts and 2 fc widths",
             )
-        if min(self.classes, *self.widths, *self.layers, *self.fc_widths) < 1:
+        ranks = () if self.fc6_rank is None else (self.fc6_rank,)
+        if min(self.classes, *self.widths, *self.layers, *self.fc_widths, *ranks) < 1:
             raise UsageError("architecture: a width, layer count or class count is below 1", fix="use positive numbers")
+
+    @property
+    def conv_widths(self) -> dict[str, int]:
+        """Output channels of every encoder convolution, by name, in order."""
+        names = [f"conv{block}_{layer}" for block, n in enumerate(self.layers, 1) for layer in range(1, n + 1)]
+        if len(self.widths) == len(names):
+            return dict(zip(names, self.widths, strict=True))
+        return {name: self.widths[int(name[4]) - 1] for name in names}
+
+    @property
+    def pool_widths(self) -> tuple[int, ...]:
+        """Channels of the five pools."""
+        widths = self.conv_widths
+        return tuple(widths[f"conv{block}_{count}"] for block, count in enumerate(self.layers, 1))
 
     @property
     def normalizes_fc(self) -> bool:
@@ -94,6 +114,8 @@ class Architecture:
 
     def has_bias(self, layer: str) -> bool:
         """Whether the convolution called `layer` has a bias."""
+        if layer == "fc6_basis":  # fc6 has it
+            return False
         if self.biases is not None:
             return layer in self.biases
         if layer.startswith(("score", "upscore")):
@@ -103,10 +125,12 @@ class Architecture:
     def __str__(self) -> str:
         convs = sum(self.layers)
         norm = " BN" if self.batch_norm else ""
+        slimmed = " slimmed" if len(self.widths) != BLOCKS or self.fc6_rank is not None else ""
         at_once = " at once" if self.skip_scales == AT_ONCE_SCALES else ""
         # VGG16's name counts its 13 convolutions and 3 fully connected layers
         return (
-            f"FCN-{self.finest_stride}s{at_once} VGG{convs + 3}{norm}, {self.classes} classes, padding {self.padding}"
+            f"FCN-{self.finest_stride}s{at_once} VGG{convs + 3}{norm}{slimmed}, {self.classes} classes, "
+            f"padding {self.padding}"
         )
 
 
@@ -123,16 +147,22 @@ class FCN(VGGEncoder):
     def __init__(self, architecture: Architecture, *, dropout: float = 0.5) -> None:
         arch = architecture
         super().__init__(
-            arch.widths,
+            tuple(arch.conv_widths.values()),
             arch.layers,
             batch_norm=arch.batch_norm,
             has_bias=arch.has_bias,
             input_padding=_CAFFE_INPUT_PADDING if arch.padding == "caffe" else 1,
         )
         self.architecture = arch
-        self._add_fc("6", arch.widths[4], arch.fc_widths[0], kernel=7, dropout=dropout)
+        _, _, pool3, pool4, pool5 = arch.pool_widths
+        if arch.fc6_rank is not None:
+            padding = 3 if arch.padding == "same" else 0
+            self.add_module("fc6_basis", nn.Conv2d(pool5, arch.fc6_rank, 7, padding=padding, bias=False))
+            self._add_fc("6", arch.fc6_rank, arch.fc_widths[0], kernel=1, dropout=dropout)
+        else:
+            self._add_fc("6", pool5, arch.fc_widths[0], kernel=7, dropout=dropout)
         self._add_fc("7", arch.fc_widths[0], arch.fc_widths[1], kernel=1, dropout=dropout)
-        inputs = {"score_fr": arch.fc_widths[1], "score_pool4": arch.widths[3], "score_pool3": arch.widths[2]}
+        inputs = {"score_fr": arch.fc_widths[1], "score_pool4": pool4, "score_pool3": pool3}
         for name in SCORES[arch.finest_stride]:
             self.add_module(name, nn.Conv2d(inputs[name], arch.classes, 1, bias=arch.has_bias(name)))
         for name, stride in UPSCORES[arch.finest_stride].items():
@@ -154,15 +184,21 @@ class FCN(VGGEncoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits float [N, classes, H, W] for normalized pixels float [N, 3, H, W]."""
+        return self.enlarge(self.scores(x), like=x)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """The sum of all scores, float [N, classes, h, w] at the finest stride, for pixels float [N, 3, H, W]."""
         arch = self.architecture
         _, _, pool3, pool4, h = self.pools(x)
+        if arch.fc6_rank is not None:
+            h = self.layer("fc6_basis", h)
         for at in "67":
             h = self.layer(f"fc{at}", h)
             if arch.normalizes_fc:
                 h = self.layer(f"bn{at}", h)
             h = self.layer(f"drop{at}", self.layer(f"relu{at}", h))
         h = self.layer("score_fr", h)
-        *skip_upscores, last = UPSCORES[arch.finest_stride]
+        *skip_upscores, _ = UPSCORES[arch.finest_stride]
         skips = zip(
             skip_upscores, ("score_pool4", "score_pool3"), (pool4, pool3), arch.skip_scales, _CAFFE_SKIP_OFFSETS,
             strict=False,  # a coarser network has fewer skips
@@ -170,8 +206,14 @@ class FCN(VGGEncoder):
         for upscore, score, pool, scale, offset in skips:
             skip = self.layer(score, pool if scale == 1.0 else pool * scale)
             h = self._join(self.layer(upscore, h), skip, offset)
+        return h
+
+    def enlarge(self, scores: Tensor, *, like: Tensor) -> Tensor:
+        """Logits [N, classes, H, W] from `scores`, of the height and width of `like`, whose values do not matter."""
+        arch = self.architecture
+        *_, last = UPSCORES[arch.finest_stride]
         offset = _CAFFE_RESULT_OFFSET[arch.finest_stride] if arch.padding == "caffe" else 0
-        return _crop(self.layer(last, h), like=x, offset=offset)
+        return _crop(self.layer(last, scores), like=like, offset=offset)
 
     def _join(self, coarse: Tensor, skip: Tensor, offset: int) -> Tensor:
         """Add a skip: `caffe` crops the skip at `offset`, `same` crops the upsampled scores."""

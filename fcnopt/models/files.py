@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fcnopt.errors import CheckpointError
+from fcnopt.origin import ORIGIN_KEY, Origin
 
 # Where trainers put the state dict, and what wrappers (DataParallel, torch.compile, Lightning) put before its keys.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "checkpoint")
@@ -34,10 +35,12 @@ class StateDict:
     Attributes:
         tensors: Without wrapper prefixes.
         notes: What was unwrapped or converted, one line each.
+        origin: Of a slimmed network, what it was made from.
     """
 
     tensors: dict[str, Tensor]
     notes: tuple[str, ...] = ()
+    origin: Origin | None = None
 
 
 def read_state_dict(path: str | Path, *, expected: Collection[str] = ()) -> StateDict:
@@ -49,7 +52,7 @@ def read_state_dict(path: str | Path, *, expected: Collection[str] = ()) -> Stat
 
     Raises:
         CheckpointError: The file is missing, empty, truncated, not a checkpoint, needs more than weights to be
-            unpickled, holds no state dict, or holds NaN or Inf.
+            unpickled, holds no state dict, holds NaN or Inf, or what it says of its original is damaged.
     """
     path = Path(path)
     _check_file(path)
@@ -61,7 +64,9 @@ def read_state_dict(path: str | Path, *, expected: Collection[str] = ()) -> Stat
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()})
     if kinds != ["float32"] and kinds:
         notes.append(f"weights are {' and '.join(kinds)} in the file, exported as float32")
-    return StateDict({name: _checked(name, tensor, path) for name, tensor in tensors.items()}, tuple(notes))
+    found = content.get(ORIGIN_KEY) if isinstance(content, Mapping) else None
+    origin = None if found is None else Origin.from_json(found, path)
+    return StateDict({name: _checked(name, tensor, path) for name, tensor in tensors.items()}, tuple(notes), origin)
 
 
 def _check_file(path: Path) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fcnopt.errors import BackendError, CheckpointError, GraphError, UsageError
 from fcnopt.graph import io
 from fcnopt.models.verify import open_session
+from fcnopt.origin import Origin
 
 if TYPE_CHECKING:
     from fcnopt.models.checkpoint import Loaded
@@ -33,6 +34,7 @@ class Source(ABC):
         any_size: Whether it is known to take frames of any size.
         normalization: The usual one for it, a name in `NORMALIZATIONS`.
         notes: What was concluded or converted.
+        origin: Of a slimmed network, what it was made from.
     """
 
     description: str
@@ -42,6 +44,7 @@ class Source(ABC):
     any_size: bool = False
     normalization: str = "imagenet"
     notes: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     @abstractmethod
     def run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -78,6 +81,7 @@ class TorchSource(Source):
         self._module = loaded.module
         self.description = loaded.description
         self.notes = loaded.notes
+        self.origin = loaded.origin
         if loaded.architecture is not None:
             self.classes = loaded.architecture.classes
             self.any_size = True

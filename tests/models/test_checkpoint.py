@@ -24,6 +24,8 @@ def saved(tensors: Any, folder: Path) -> Path:
         {"batch_norm": True},
         {"padding": "caffe"},
         {"padding": "same", "widths": (2, 3, 4, 5, 6), "fc_widths": (7, 8), "classes": 2, "layers": (1, 2, 1, 2, 1)},
+        {"batch_norm": True, "widths": (4, 5, 6, 7, 8, 9, 10, 8, 7, 6, 5, 4, 3), "fc6_rank": 6},
+        {"padding": "caffe", "fc6_rank": 3},
         {"batch_norm": True, "fc_batch_norm": False},
         {"batch_norm": True, "biases": frozenset({"conv1_1", "conv3_2", "fc7"})},
     ],
@@ -33,7 +35,7 @@ def test_the_architecture_is_read_back(tmp_path: Path, stride: int, others: dict
     loaded = load(saved(network.state_dict(), tmp_path), padding=others.get("padding"))
     assert str(loaded.architecture) == str(network.architecture) == loaded.description
     assert loaded.architecture is not None
-    for name in ("widths", "fc_widths", "layers", "classes", "batch_norm", "normalizes_fc", "padding"):
+    for name in ("widths", "fc_widths", "layers", "classes", "batch_norm", "normalizes_fc", "padding", "fc6_rank"):
         assert getattr(loaded.architecture, name) == getattr(network.architecture, name)
     x = torch.randn(1, 3, 33, 47, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():

@@ -128,6 +128,8 @@ def test_dropout_acts_in_training_only() -> None:
         ({"finest_stride": 4}, "finest stride 4"),
         ({"padding": "valid"}, "padding 'valid'"),
         ({"widths": (1, 1)}, "2 widths"),
+        ({"widths": (1,) * 12}, "12 widths"),
+        ({"fc6_rank": 0}, "below 1"),
         ({"classes": 0}, "below 1"),
     ],
 )
@@ -141,3 +143,27 @@ def test_an_architecture_is_readable() -> None:
     assert (
         str(Architecture(16, 2, layers=(2, 2, 4, 4, 4), padding="caffe")) == "FCN-16s VGG19, 2 classes, padding caffe"
     )
+    assert str(Architecture(8, 2, fc6_rank=4)) == "FCN-8s VGG16 slimmed, 2 classes, padding same"
+
+
+def test_widths_are_told_by_block_or_by_convolution() -> None:
+    blocks = Architecture(8, 2, widths=(1, 2, 3, 4, 5))
+    assert list(blocks.conv_widths) == CONVS
+    assert list(blocks.conv_widths.values()) == [1, 1, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
+    each = Architecture(8, 2, widths=tuple(range(1, 14)))
+    assert list(each.conv_widths.values()) == list(range(1, 14))
+    assert each.pool_widths == (2, 4, 7, 10, 13)
+
+
+@pytest.mark.parametrize("padding", ["same", "caffe"])
+def test_fc6_of_low_rank_is_its_product(padding: Any) -> None:
+    """A 7x7 convolution to r channels and a 1x1 one are the 7x7 one of the product of their weights."""
+    factored = tiny(padding=padding, fc6_rank=5)
+    product = tiny(padding=padding)
+    state = dict(factored.state_dict())
+    state["fc6.weight"] = torch.einsum("or,rihw->oihw", state["fc6.weight"][:, :, 0, 0], state["fc6_basis.weight"])
+    del state["fc6_basis.weight"]
+    product.load_state_dict(state)
+    x = torch.randn(1, 3, 40, 56, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(factored(x), product(x), rtol=1e-4, atol=1e-4)

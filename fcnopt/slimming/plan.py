@@ -1,0 +1,130 @@
+"""Which widths meet a time at the least estimated loss.
+
+From the original's widths on, the move with the least loss per millisecond saved is taken until the time is met. A move
+narrows one layer to any smaller multiple, or lowers the rank of fc6. Looking at all smaller widths, and not at the next
+one only, finds moves that pay only when they are large: fc6 of low rank is slower than fc6 until its rank is well below
+its width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnopt.errors import UsageError
+from fcnopt.slimming.cost import CostModel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The widths of the network to be.
+
+    Attributes:
+        widths: Output channels by convolution.
+        rank: Of fc6; None for one convolution.
+        loss: Estimated divergence from the original before recovery, in nats a pixel.
+        ms: Estimated time.
+        original_ms: The original's, by the same model.
+    """
+
+    widths: Mapping[str, int]
+    rank: int | None
+    loss: float
+    ms: float
+    original_ms: float
+
+    @property
+    def speedup(self) -> float:
+        """Estimated."""
+        return self.original_ms / self.ms
+
+
+@dataclass(frozen=True)
+class _Move:
+    plan: Plan
+    price: float  # loss per millisecond
+
+
+def make_plan(
+    cost: CostModel,
+    losses: Mapping[str, NDArray[np.float64]],
+    rank_loss: NDArray[np.float64],
+    *,
+    speedup: float,
+    multiple: int,
+) -> Plan:
+    """Choose widths.
+
+    Args:
+        cost: Of the network.
+        losses: By convolution: estimated loss with so many channels removed, [C].
+        rank_loss: Estimated loss with fc6 of rank r at place r, [C + 1].
+        speedup: To be met by the model.
+        multiple: Widths are multiples of it, unless a layer keeps all its channels.
+
+    Raises:
+        UsageError: No widths are fast enough; says what is possible.
+    """
+    original = cost.total_ms(cost.widths)
+    goal = original / speedup
+    plan = Plan(dict(cost.widths), None, 0.0, original, original)
+    while plan.ms > goal:
+        moves = list(_moves(plan, cost, losses, rank_loss, multiple))
+        if not moves:
+            raise UsageError(
+                f"speedup {speedup:g} cannot be met: with every layer at {multiple} channels the network is "
+                f"{plan.speedup:.2f} times as fast",
+                fix=f"ask for less than {plan.speedup:.1f}",
+            )
+        plan = min(moves, key=lambda move: move.price).plan
+    return _tidied(plan, cost, losses, rank_loss)
+
+
+def _moves(
+    plan: Plan,
+    cost: CostModel,
+    losses: Mapping[str, NDArray[np.float64]],
+    rank_loss: NDArray[np.float64],
+    multiple: int,
+) -> Iterator[_Move]:
+    for name, width in plan.widths.items():
+        for narrower in range((width - 1) // multiple * multiple, 0, -multiple):
+            widths = {**plan.widths, name: narrower}
+            yield from _priced(replace(plan, widths=widths), plan, cost, losses, rank_loss)
+    rank = plan.rank or plan.widths["fc6"]
+    for lower in range((rank - 1) // multiple * multiple, 0, -multiple):
+        yield from _priced(replace(plan, rank=lower), plan, cost, losses, rank_loss)
+
+
+def _priced(
+    changed: Plan,
+    plan: Plan,
+    cost: CostModel,
+    losses: Mapping[str, NDArray[np.float64]],
+    rank_loss: NDArray[np.float64],
+) -> Iterator[_Move]:
+    """The move, if it saves time."""
+    ms = cost.total_ms(changed.widths, changed.rank)
+    if ms < plan.ms:
+        loss = _loss(changed, cost, losses, rank_loss)
+        yield _Move(replace(changed, ms=ms, loss=loss), (loss - plan.loss) / (plan.ms - ms))
+
+
+def _loss(
+    plan: Plan, cost: CostModel, losses: Mapping[str, NDArray[np.float64]], rank_loss: NDArray[np.float64]
+) -> float:
+    total = sum(float(losses[name][cost.widths[name] - width]) for name, width in plan.widths.items())
+    return total + (float(rank_loss[plan.rank]) if plan.rank is not None else 0.0)
+
+
+def _tidied(
+    plan: Plan, cost: CostModel, losses: Mapping[str, NDArray[np.float64]], rank_loss: NDArray[np.float64]
+) -> Plan:
+    """Without a rank that later moves have made useless."""
+    if plan.rank is None or cost.total_ms(plan.widths) > cost.total_ms(plan.widths, plan.rank):
+        return plan
+    whole = replace(plan, rank=None)
+    return replace(whole, loss=_loss(whole, cost, losses, rank_loss), ms=cost.total_ms(plan.widths))

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fcnopt.backends.targets import Target
+from fcnopt.errors import UsageError
+from fcnopt.models.fcn import Architecture
+from fcnopt.quantize.rates import GPUS, Rates, rates_of
+from fcnopt.slimming.cost import CostModel, cost_model, measured_speedup, table, widths_of
+from fcnopt.slimming.plan import make_plan
+from fcnopt.spec import ClassSpec, FrameSpec, ModelSpec
+from tests.models.networks import tiny
+
+ARCHITECTURE = Architecture(8, 5, widths=(64, 96, 128, 128, 128), fc_widths=(256, 256), batch_norm=True)
+SIZE = (96, 128)
+
+
+@pytest.fixture
+def cost() -> CostModel:
+    return replace(table(ARCHITECTURE, SIZE, GPUS[86]), fixed_ms=0.001)
+
+
+def even_losses(cost: CostModel) -> dict[str, NDArray[np.float64]]:
+    """Every channel of every layer costs the same, the more the fewer are left."""
+    return {name: np.arange(width) ** 2.0 for name, width in cost.widths.items()}
+
+
+def test_time_grows_with_every_width_and_with_the_rank(cost: CostModel) -> None:
+    whole = cost.total_ms(cost.widths)
+    for name, width in cost.widths.items():
+        times = [cost.total_ms({**cost.widths, name: narrower}) for narrower in range(1, width + 1)]
+        assert (np.diff(times) > 0).all(), name
+        assert times[-1] == whole
+    ranks = [cost.total_ms(cost.widths, rank) for rank in range(1, 240)]
+    assert (np.diff(ranks) > 0).all()
+    assert cost.total_ms(cost.widths, 256) == whole
+
+
+def test_layers_are_counted_where_they_run(cost: CostModel) -> None:
+    layers = cost.layers
+    assert (layers["conv1_1"].source, layers["conv2_1"].source, layers["fc7"].source) == ("", "conv1_2", "fc6")
+    assert layers["conv1_2"].positions == 96 * 128
+    assert (layers["conv2_1"].positions, layers["conv2_1"].inputs) == (48 * 64, 48 * 64)
+    assert (layers["fc6"].taps, layers["fc6"].positions) == (49, 3 * 4)
+    caffe = table(replace(ARCHITECTURE, padding="caffe", batch_norm=False), SIZE, GPUS[86])
+    assert caffe.layers["conv1_2"].positions == (96 + 198) * (128 + 198)
+    assert (caffe.layers["fc6"].positions, caffe.layers["fc6"].inputs) == (4 * 5, 10 * 11)
+
+
+def test_full_resolution_costs_most_a_channel(cost: CostModel) -> None:
+    def saved(name: str) -> float:
+        return cost.total_ms(cost.widths) - cost.total_ms({**cost.widths, name: cost.widths[name] - 1})
+
+    assert saved("conv1_2") > saved("conv3_2") > saved("conv5_2") > saved("fc7")
+
+
+@pytest.mark.parametrize("speedup", [1.5, 2.0, 3.5])
+def test_a_plan_meets_the_time_in_multiples(cost: CostModel, speedup: float) -> None:
+    plan = make_plan(cost, even_losses(cost), np.linspace(5, 0, 257), speedup=speedup, multiple=16)
+    assert plan.speedup >= speedup
+    assert plan.ms == cost.total_ms(plan.widths, plan.rank)
+    assert plan.original_ms == cost.total_ms(cost.widths)
+    for name, width in plan.widths.items():
+        assert width == cost.widths[name] or width % 16 == 0
+    assert plan.rank is None or plan.rank % 16 == 0
+
+
+def test_more_speed_costs_more(cost: CostModel) -> None:
+    plans = [make_plan(cost, even_losses(cost), np.zeros(257), speedup=s, multiple=16) for s in (1.2, 1.6, 2.5, 3.5)]
+    assert (np.diff([plan.loss for plan in plans]) > 0).all()
+
+
+def test_what_costs_no_loss_goes_first(cost: CostModel) -> None:
+    losses = {name: np.arange(width) * 1e3 for name, width in cost.widths.items()}
+    losses["conv2_2"] = np.zeros(96)
+    plan = make_plan(cost, losses, np.full(257, 1e6), speedup=1.05, multiple=16)
+    assert {name for name, width in plan.widths.items() if width < cost.widths[name]} == {"conv2_2"}
+    assert plan.loss == 0
+
+
+def test_fc6_is_factored_where_its_rank_is_low(cost: CostModel) -> None:
+    rank_loss = np.zeros(257)
+    rank_loss[:64] = 1e6
+    dear = {name: np.arange(width) * 1e3 for name, width in cost.widths.items()}
+    plan = make_plan(cost, dear, rank_loss, speedup=1.005, multiple=16)
+    assert plan.rank is not None
+    assert plan.rank >= 64
+    assert dict(plan.widths) == dict(cost.widths)
+
+
+def test_a_rank_that_later_moves_made_useless_is_dropped(cost: CostModel) -> None:
+    losses = {name: np.arange(width) * 1e6 for name, width in cost.widths.items()}
+    losses["fc6"] = np.full(256, 0.0)
+    plan = make_plan(cost, losses, np.linspace(1e-6, 0, 257), speedup=1.02, multiple=16)
+    assert plan.rank is None or plan.rank < plan.widths["fc6"]
+
+
+def test_a_speedup_out_of_reach_says_what_is_possible(cost: CostModel) -> None:
+    slow = replace(cost, fixed_ms=cost.total_ms(cost.widths))
+    with pytest.raises(UsageError, match="speedup 3 cannot be met: with every layer at 16 channels") as error:
+        make_plan(slow, even_losses(slow), np.zeros(257), speedup=3, multiple=16)
+    assert "ask for less than" in error.value.fix
+
+
+def test_a_target_without_int8_is_refused() -> None:
+    with pytest.raises(UsageError, match="old does not compute in int8"):
+        table(ARCHITECTURE, SIZE, Rates("old", {"fp32": 1.0}, 1.0))
+
+
+def test_widths_are_named_in_order() -> None:
+    assert list(widths_of(ARCHITECTURE))[:2] == ["conv1_1", "conv1_2"]
+    assert list(widths_of(ARCHITECTURE).items())[-2:] == [("fc6", 256), ("fc7", 256)]
+
+
+def test_layers_are_timed_where_the_target_runs() -> None:
+    pytest.importorskip("openvino")
+    network = tiny(batch_norm=True, widths=(16, 32, 32, 32, 32), fc_widths=(32, 32))
+    spec = ModelSpec(FrameSpec(64, 96), ClassSpec.of_count(5))
+    found = cost_model(network, spec, Target.parse("openvino"))
+    assert found.measured
+    known = table(network.architecture, (64, 96), rates_of(Target.parse("openvino")))
+    assert found.layers["conv1_2"].factor != 1.0
+    timed = replace(found, layers={**found.layers, "conv1_2": known.layers["conv1_2"]})
+    ratio = found.layer_ms("conv1_2", found.widths) / timed.layer_ms("conv1_2", found.widths)
+    assert ratio == pytest.approx(found.layers["conv1_2"].factor)
+    assert found.total_ms({**found.widths, "conv1_2": 8}) < found.total_ms(found.widths)
+    assert measured_speedup(network, network, spec, Target.parse("openvino")) > 0
+
+
+def test_a_target_that_does_not_run_here_is_estimated() -> None:
+    network = tiny(batch_norm=True, widths=(16, 32, 32, 32, 32), fc_widths=(32, 32))
+    found = cost_model(network, ModelSpec(FrameSpec(64, 96), ClassSpec.of_count(5)), Target.parse("tensorrt-rtx:sm86"))
+    assert not found.measured
+    assert {layer.factor for layer in found.layers.values()} == {1.0}
+
+
+def test_a_size_is_needed() -> None:
+    with pytest.raises(UsageError, match="slimming needs a frame size"):
+        cost_model(tiny(batch_norm=True), ModelSpec(FrameSpec(), ClassSpec.of_count(5)), Target.parse("openvino"))
