@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fcnopt.backends import open_onnx
-from fcnopt.backends.base import Progress, Runner
+from fcnopt.backends.base import Mode, Progress, Runner
 from fcnopt.backends.machine import describe_machine
 from fcnopt.bundle import MANIFEST, MODEL, Bundle, load, sha256_of, write_text
 from fcnopt.errors import UsageError
@@ -22,6 +22,7 @@ from fcnopt.evaluate.bench import bench as measure
 from fcnopt.evaluate.claims import claim_notes
 from fcnopt.graph import io
 from fcnopt.locate import ENGINES, find_reference, newest_bundle
+from fcnopt.media.base import Decoder
 from fcnopt.media.clips import open_clip
 from fcnopt.media.labels import find_labels
 from fcnopt.spec import ModelSpec
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from fcnopt.models.fcn import Padding
 
 _CHECKPOINTS = (".pth", ".pt", ".safetensors")
+_MODES_FIX = f"use {' or '.join(get_args(Mode))}, or both"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ def bench(
     reference: str | Path = "fp32",
     max_frames: int | None = None,
     padding: Padding | None = None,
+    modes: Sequence[Mode] = ("latency",),
+    decoder: Decoder = "pyav",
     files: BenchFiles | None = None,
     show: Callable[[BenchResult], None] | None = None,
     progress: Progress | None = None,
@@ -81,12 +85,15 @@ def bench(
         reference: "fp32" for the model that the first bundle was built from, or an ONNX file or checkpoint.
         max_frames: Most frames, from the clip's start.
         padding: For checkpoints without BatchNorm: same or caffe.
+        modes: "latency" has one batch in flight, "throughput" as many as pay. With both, every engine is benched in
+            each, side by side; the reference runs in the first.
+        decoder: Of a video; see `open_clip`.
         files: What to write.
         show: Called with the result before anything is written, so that a full disk does not cost it.
         progress: Called as the bench goes on.
 
     Raises:
-        UsageError: Nothing to bench, or no way to tell the spec.
+        UsageError: Nothing to bench, no way to tell the spec, or an unknown mode.
         MediaError: The clip or its labels cannot be used.
         BundleError: A bundle is damaged or its engine answers wrongly.
         BackendError: A runtime is missing or failed.
@@ -94,17 +101,17 @@ def bench(
     files = files or BenchFiles()
     given = [engines] if isinstance(engines, str | Path) else engines
     named = [_existing(Path(engine)) for engine in given] or [newest_bundle(ENGINES)]
+    modes = _checked(modes)
     found = find_labels(Path(clip)) if labels is None else None
-    source = open_clip(clip, labels if labels is not None else found)
+    source = open_clip(clip, labels if labels is not None else found, decoder=decoder)
     with contextlib.ExitStack() as stack:
         base = _reference_path(reference, named)
         spec = _spec_of([*named, base])
-        truth = stack.enter_context(_open(base, spec, padding))
-        runners = [stack.enter_context(_open(path, spec, padding)) for path in named]
-        for path, runner in zip(named, runners, strict=True):
-            if path.suffix == ".onnx":  # a file's precision is not known, so its name stands for it
-                label = f"{path.parent.name}/{path.name}" if path.name == MODEL else path.name
-                runner.name = f"{label} on {runner.name.split()[0]}"
+        truth = stack.enter_context(_open(base, spec, padding, modes[0]))
+        entries = [(path, mode) for path in named for mode in modes]
+        runners = [stack.enter_context(_open(path, spec, padding, mode)) for path, mode in entries]
+        for (path, mode), runner in zip(entries, runners, strict=True):
+            runner.name = _label(path, mode, runner)
         observers = []
         if files.overlay is not None:
             from fcnopt.report.overlay import OverlayWriter
@@ -127,12 +134,34 @@ def bench(
     notes += [
         f"{path.name} was calibrated on this clip: its accuracy here proves little." for path in _seen(named, clip)
     ]
-    notes += _claims(result, named, base)
+    benched = [path for path, _ in entries]
+    notes += _claims(result, benched, base)
     result = replace(result, notes=(*result.notes, *notes))
     if show is not None:
         show(result)
-    _write(files, result, named)
+    _write(files, result, benched)
     return result
+
+
+def _checked(modes: Sequence[Mode]) -> tuple[Mode, ...]:
+    """`modes`, each once.
+
+    Raises:
+        UsageError: There is none, or one is unknown.
+    """
+    unknown = [mode for mode in modes if mode not in get_args(Mode)]
+    if unknown or not modes:
+        raise UsageError(f"mode {unknown[0]!r} is unknown" if unknown else "no mode was given", fix=_MODES_FIX)
+    return tuple(dict.fromkeys(modes))
+
+
+def _label(path: Path, mode: Mode, runner: Runner) -> str:
+    """An engine's name in the tables."""
+    name = runner.name
+    if path.suffix == ".onnx":  # a file's precision is not known, so its name stands for it
+        label = f"{path.parent.name}/{path.name}" if path.name == MODEL else path.name
+        name = f"{label} on {runner.name.split()[0]}"
+    return name if mode == "latency" else f"{name}, {mode}"
 
 
 def _existing(path: Path) -> Path:
@@ -199,6 +228,9 @@ def _summary(result: BenchResult, engine: EngineResult) -> dict[str, Any]:
         "reference": result.reference.name,
         "fps": engine.fps,
         "speedup": engine.speedup,
+        "mode": engine.mode,
+        "in_flight": engine.in_flight,
+        "batch": engine.batch,
         "latency_p50_ms": engine.latency.p50_ms,
         "latency_p99_ms": engine.latency.p99_ms,
         "miou": engine.accuracy.miou,
@@ -208,15 +240,15 @@ def _summary(result: BenchResult, engine: EngineResult) -> dict[str, Any]:
     }
 
 
-def _open(path: Path, spec: ModelSpec, padding: Padding | None) -> Runner:
+def _open(path: Path, spec: ModelSpec, padding: Padding | None, mode: Mode) -> Runner:
     if path.suffix in _CHECKPOINTS:
         from fcnopt.backends.torch import TorchRunner
         from fcnopt.models import checkpoint
 
         return TorchRunner(checkpoint.load(path, padding=padding).module, spec)
     if path.suffix == ".onnx":
-        return open_onnx(path, io.read_spec(io.load(path)) or spec)
-    return load(path)
+        return open_onnx(path, io.read_spec(io.load(path)) or spec, mode=mode)
+    return load(path, mode=mode)
 
 
 def _reference_path(reference: str | Path, named: Sequence[Path]) -> Path:

@@ -18,20 +18,16 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fcnopt.backends import Target, open_engine
-from fcnopt.backends.base import Outputs, Runner
-from fcnopt.errors import BundleError, FcnoptError, UsageError
+from fcnopt.backends.base import Mode
+from fcnopt.engine import Engine
+from fcnopt.errors import BundleError, FcnoptError
 from fcnopt.manifest import Manifest
-from fcnopt.media.clips import Clip, Frame, fit_frame, open_clip, restore_labels
 from fcnopt.selftest import SELFTEST, run_selftest
 
 MANIFEST = "manifest.json"
@@ -97,74 +93,22 @@ class Bundle:
                 )
 
     def record(self, measurement: dict[str, Any]) -> None:
-        """Add a measurement to the manifest, in place of an earlier one on the same clip and machine."""
+        """Add a measurement to the manifest, in place of an earlier one on the same clip and machine in this mode."""
 
-        def key(entry: dict[str, Any]) -> tuple[Any, Any]:
-            return entry.get("clip"), entry.get("cpu")
+        def key(entry: dict[str, Any]) -> tuple[Any, ...]:
+            return entry.get("clip"), entry.get("cpu"), entry.get("mode", "latency")
 
         kept = tuple(m for m in self.manifest.measurements if key(m) != key(measurement))
         write_text(self.path / MANIFEST, replace(self.manifest, measurements=(*kept, measurement)).to_json())
 
 
-class Engine(Runner):
-    """A loaded bundle: a runner that also takes frames of other sizes in `stream`.
-
-    Attributes:
-        manifest: What the bundle says of itself.
-    """
-
-    def __init__(self, runner: Runner, manifest: Manifest) -> None:
-        self._runner = runner
-        self._closed = False
-        self.batch = runner.batch
-        self.manifest = manifest
-        self.name = manifest.name
-        self.spec = runner.spec
-
-    def infer(self, frames: Any) -> Outputs:
-        """Run checked frames."""
-        if self._closed:
-            raise UsageError(
-                f"{self.name}: this engine is closed", fix="run it inside its with block, or load it again"
-            )
-        return self._runner.infer(frames)
-
-    def stream(
-        self, source: str | Path | Clip | Iterable[Frame | NDArray[np.uint8]], *, prefetch: int = 4
-    ) -> Iterator[Outputs]:
-        """Run a clip frame by frame, in order, decoding ahead.
-
-        Args:
-            source: A path, a clip, or frames uint8 [H, W, 3] BGR of any size that the spec's `resize` allows.
-            prefetch: Most frames held that are not yet inferred.
-
-        Yields:
-            One `Outputs` a frame; labels are [1, H, W] at the frame's own size.
-        """
-        items: Iterable[Frame | NDArray[np.uint8]] = open_clip(source) if isinstance(source, str | Path) else source
-        sizes: deque[tuple[int, int]] = deque()  # of frames handed to the runner and not yet answered, oldest first
-
-        def fitted() -> Iterator[NDArray[np.uint8]]:
-            for item in items:
-                image = item.image if isinstance(item, Frame) else item
-                sizes.append((image.shape[0], image.shape[1]))
-                yield fit_frame(image, self.spec.frame)
-
-        for out in self._runner.stream(fitted(), prefetch=prefetch):
-            size = sizes.popleft()
-            yield replace(out, labels=restore_labels(out.labels[0], size, self.spec.frame)[None])
-
-    def close(self) -> None:
-        """Free the engine."""
-        self._closed = True
-        self._runner.close()
-
-
-def load(path: str | Path, *, selftest: bool = True) -> Engine:
+def load(path: str | Path, *, mode: Mode = "latency", selftest: bool = True) -> Engine:
     """Open a bundle: check its hashes, load its engine, run its known-answer test.
 
     Args:
         path: The folder engines/NAME.
+        mode: "latency" computes one batch at a time, as fast as can be; "throughput" several in a `stream`, for most
+            frames a second.
         selftest: Run the known-answer test. Leave it on unless the caller runs it.
 
     Raises:
@@ -175,7 +119,7 @@ def load(path: str | Path, *, selftest: bool = True) -> Engine:
     bundle.verify()
     manifest = bundle.manifest
     files = tuple(bundle.path / name for name in manifest.engine)
-    runner = open_engine(files, bundle.target, manifest.precision, manifest.spec)
+    runner = open_engine(files, bundle.target, manifest.precision, manifest.spec, mode)
     engine = Engine(runner, manifest)
     try:
         if selftest:

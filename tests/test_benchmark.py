@@ -11,10 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from fcnopt.benchmark import BenchFiles, bench
 from fcnopt.builder import build
 from fcnopt.bundle import MANIFEST, Bundle, write_text
+from fcnopt.cli import main
+from fcnopt.errors import UsageError
+from fcnopt.evaluate.result import BenchResult
 from fcnopt.inspection import inspect
 from fcnopt.manifest import AccuracyClaim
 from fcnopt.quantize.frames import CalibrationFrames
@@ -92,3 +96,42 @@ def test_a_recorded_measurement_names_its_frames(claimed: Claimed, street: Path)
 def test_inspection_has_the_claim(claimed: Claimed) -> None:
     found = inspect(claimed())
     assert json.loads(found.to_json())["manifest"]["accuracy"]["clip"] == "camvid/val"
+
+
+def test_both_modes_are_benched_side_by_side_and_recorded_apart(built: Path, street: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(built, tmp_path / "net"))
+    files = BenchFiles(json=tmp_path / "r.json", record=True)
+    result = bench(street / "clip.mp4", engines=place, modes=("latency", "throughput"), files=files)
+    name = Bundle.read(place).manifest.name
+    assert [(row.name, row.mode, row.in_flight) for row in result.engines] == [
+        (name, "latency", 1),
+        (f"{name}, throughput", "throughput", 2),
+    ]
+    assert result.reference.mode == "latency"
+    assert [row.equal_labels for row in result.engines] == [100.0, 100.0]
+    written = json.loads((tmp_path / "r.json").read_text())["engines"]
+    assert "mode" not in written[0]
+    assert (written[1]["mode"], written[1]["in_flight"]) == ("throughput", 2)
+    recorded = Bundle.read(place).manifest.measurements
+    assert [entry["mode"] for entry in recorded] == ["latency", "throughput"]
+
+
+def test_modes_that_there_are_not_are_refused(built: Path, street: Path) -> None:
+    for modes, says in (((), "no mode was given"), (("fast",), "mode 'fast' is unknown")):
+        with pytest.raises(UsageError, match=says) as caught:
+            bench(street / "clip.mp4", engines=built, modes=modes)  # type: ignore[arg-type]
+        assert "latency or throughput" in caught.value.fix
+
+
+def test_the_command_benches_in_the_modes_named(built: Path, street: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    arguments = [street / "clip.mp4", "--engine", built, "--mode", "throughput", "--mode", "latency", "--json", out]
+    result = CliRunner().invoke(main, ["bench", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    name = Bundle.read(built).manifest.name
+    found = BenchResult.from_json(out.read_text())
+    assert [row.name for row in found.engines] == [f"{name}, throughput", name]
+    assert found.reference.mode == "throughput"
+    refused = CliRunner().invoke(main, ["bench", str(street / "clip.mp4"), "--mode", "fast"])
+    assert refused.exit_code == 2
+    assert "'fast' is not one of 'latency', 'throughput'" in refused.output

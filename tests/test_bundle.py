@@ -8,12 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fcnopt import bundle as bundles
 from fcnopt.builder import build
@@ -223,6 +226,35 @@ def test_stream_takes_a_clip_of_another_size_and_answers_at_its_size(built: Path
         streamed = [out.labels for out in engine.stream(large)]
     assert [x.shape for x in streamed] == [(1, 128, 192)] * 6
     assert np.mean([(a.repeat(2, 1).repeat(2, 2) == b).mean() for a, b in zip(labels, streamed, strict=True)]) > 0.9
+
+
+def test_of_a_live_source_each_answer_has_the_size_of_its_own_frame(built: Path, street: Path) -> None:
+    """Every other frame is twice as large; the frames that were skipped take their sizes with them."""
+    small = [frame.image for frame in open_clip(street / "clip.mp4")]
+
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        for number in range(60):
+            time.sleep(0.001)
+            image = small[number % 6]
+            yield image if number % 2 else image.repeat(2, 0).repeat(2, 1)
+
+    with load(built) as engine:
+        outs = []
+        for out in engine.stream(camera(), policy="latest"):
+            outs.append(out)
+            time.sleep(0.005)
+    assert len(outs) + sum(out.skipped for out in outs) == 60
+    assert sum(out.skipped for out in outs) > 0
+    for out in outs:
+        assert out.labels.shape == ((1, 64, 96) if (out.index or 0) % 2 else (1, 128, 192))
+
+
+def test_a_closed_engine_streams_no_more(built: Path, street: Path) -> None:
+    with load(built, mode="throughput") as engine:
+        assert engine.in_flight == 2
+        assert len(list(engine.stream(street / "clip.mp4"))) == 6
+    with pytest.raises(UsageError, match="is closed"):
+        engine.stream(street / "clip.mp4")
 
 
 def test_run_refuses_frames_of_another_size_or_type(built: Path) -> None:

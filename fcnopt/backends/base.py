@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fcnopt.backends.frames import shape_and_dtype
-from fcnopt.backends.readahead import read_ahead
+from fcnopt.backends.closing import Closing
+from fcnopt.backends.frames import shape_and_dtype, stacked
+from fcnopt.backends.readahead import Policy
+from fcnopt.backends.streaming import Lane, Stream, StreamOptions
 from fcnopt.errors import UsageError
 from fcnopt.spec import ModelSpec
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 FP8_FIX = "use --target tensorrt-rtx:sm89 (or sm120), or --precision int8 here"
 """What to do where FP8 was asked of a runtime or GPU without it."""
+Mode = Literal["latency", "throughput"]
+"""What an engine is opened for: one batch in flight, done as soon as can be, or several, for most frames a second."""
 Progress = Callable[[str, float], None]
 """`progress(step, fraction)`: what is being done, and how much of it is done, 0..1."""
 
@@ -41,6 +43,8 @@ class Outputs:
         inference_ms: Time the runtime worked on this batch, copies to and from the device included.
         latency_ms: From frame available to labels available. `run` counts from its call; `stream` from the moment
             its source gave the frame, so that waiting behind earlier frames counts.
+        index: The frame's place in the source of a `stream`, from 0; None from `run`.
+        skipped: Frames of that source that were thrown away directly before this one, under the policy "latest".
     """
 
     labels: NDArray[np.uint8]
@@ -48,48 +52,56 @@ class Outputs:
     logits: NDArray[np.float32] | None = None
     inference_ms: float = 0.0
     latency_ms: float = 0.0
+    index: int | None = None
+    skipped: int = 0
 
 
-class Runner(ABC):
+class Runner(Closing):
     """Runs one model on one runtime.
 
     Attributes:
         name: For tables: "openvino int8".
         spec: What the model takes and gives.
         batch: Frames that the engine computes at once where it is built for one number of them, else None.
+        in_flight: Batches that the engine, as it was opened, works on side by side in a stream.
     """
 
     name: str
     spec: ModelSpec
     batch: int | None = None
+    in_flight: int = 1
 
     @abstractmethod
     def infer(self, frames: Any) -> Outputs:
         """Run checked frames; see `run`."""
 
     def run(self, frames: Any) -> Outputs:
-        """Run a batch; an engine of a fixed batch runs several times where N is a multiple of it.
+        """Run a batch; an engine of a fixed batch runs as often as it takes, its last batch filled up.
 
         Args:
             frames: uint8 [N, H, W, 3] of the spec's size and colour order; NumPy, or on a GPU runtime anything
                 with `__cuda_array_interface__` or DLPack.
 
         Raises:
-            UsageError: The frames have another shape or type than the spec says.
+            UsageError: The frames have another shape or type than the spec says, or lie in GPU memory and are not a
+                multiple of the engine's batch.
             BackendError: The runtime failed.
         """
         start = time.perf_counter()
         count = self.check(frames)
         step = self.batch or count
-        outputs = _joined(
-            [self.infer(frames[i : i + step] if step != count else frames) for i in range(0, count, step)]
-        )
+        whole = count - count % step
+        batches = [frames if step == count else frames[i : i + step] for i in range(0, whole, step)]
+        if whole < count:
+            batches.append(stacked(list(frames[whole:]), step, self.name))
+        outputs = _joined([self.infer(batch) for batch in batches], count)
         return replace(outputs, latency_ms=elapsed_ms(start))
 
     def check(self, frames: Any) -> int:
-        """How many `frames` there are; raises `UsageError` unless they fit the spec and the engine's batch."""
+        """How many `frames` there are; raises `UsageError` unless they fit the spec, and in GPU memory the batch."""
         shape, dtype = shape_and_dtype(frames)
-        size, batch = self.spec.frame, self.batch or 1
+        size = self.spec.frame
+        batch = (self.batch or 1) if hasattr(frames, "__cuda_array_interface__") else 1
         want = ("N" if batch == 1 else f"a multiple of {batch}", size.height or "H", size.width or "W", 3)
         fits = len(shape) == 4 and all(not isinstance(w, int) or s == w for s, w in zip(shape, want, strict=True))
         if not fits or 0 in shape or shape[0] % batch or dtype != "uint8":
@@ -100,54 +112,73 @@ class Runner(ABC):
             )
         return shape[0]
 
-    def stream(self, source: Iterable[NDArray[np.uint8]], *, prefetch: int = 4) -> Iterator[Outputs]:
+    def lanes(self, count: int) -> Sequence[Callable[[Any], Outputs]]:
+        """Ways to `infer`, at most `count`, each for one thread while other threads use the others.
+
+        A runtime that does one thing at a time gives itself alone. Lanes live until the runner is closed, and `run`
+        must not be called while they are in use.
+        """
+        del count
+        return [self.infer]
+
+    def stream(
+        self,
+        source: Iterable[Any],
+        *,
+        prefetch: int = 4,
+        policy: Policy = "block",
+        in_flight: int | None = None,
+    ) -> Stream:
         """Run frames one by one, in order, while the source decodes ahead and the caller works on the last result.
 
-        Decoding, inference and the caller run in three threads. At most `prefetch` frames wait for inference and one
-        result waits for the caller. Until the iterator is exhausted or closed the runner belongs to it.
+        The source, each batch in flight and the caller have a thread each. Held are at most `prefetch` frames (a batch
+        where that is more), and twice as many batches or their results as are in flight. An engine of a fixed batch
+        waits for that many frames; the last batch is filled up with its last frame. Until the stream is exhausted or
+        closed the runner belongs to it.
 
         Args:
             source: Frames uint8 [H, W, 3] of the spec's size.
-            prefetch: Most frames held that are not yet inferred: the bound on memory.
+            prefetch: Most frames held that are not yet inferred; "latest" holds one batch.
+            policy: When the source is faster than the engine, "block" lets it wait. "latest", for a live camera, lets
+                newer frames replace those that wait: `Outputs.index` says which came through, `Outputs.skipped` how
+                many did not.
+            in_flight: Batches that the engine works on side by side, at most; None for `self.in_flight`.
 
-        Yields:
-            One `Outputs` with N = 1 a frame.
+        Returns:
+            An iterator of one `Outputs` with N = 1 a frame, which can be closed from any thread. It raises what the
+            source or the engine raises, after the frames before it.
+
+        Raises:
+            UsageError: A choice is not possible.
         """
-        inferred = self._infer_each(source, prefetch)
-        try:
-            with closing(read_ahead(inferred, 1)) as outputs:
-                yield from outputs
-        finally:
-            inferred.close()
+        options = StreamOptions(prefetch, policy, self.batch or 1)
+        count = self.in_flight if in_flight is None else in_flight
+        if count < 1:
+            raise UsageError(f"{self.name}: in_flight is {count}", fix="give 1 or more")
+        return Stream(source, [self._lane(infer) for infer in self.lanes(count)], options)
 
-    def _infer_each(self, source: Iterable[NDArray[np.uint8]], prefetch: int) -> Generator[Outputs, None, None]:
-        """Infer frame by frame; runs in the thread that `stream` starts."""
-        timed = ((time.perf_counter(), frame) for frame in source)
-        with closing(read_ahead(timed, prefetch)) as frames:
-            for start, frame in frames:
-                outputs = self.run(frame[None])
-                yield replace(outputs, latency_ms=elapsed_ms(start))
+    def _lane(self, infer: Callable[[Any], Outputs]) -> Lane:
+        """`infer`, for frames that are neither checked nor joined."""
 
-    def close(self) -> None:  # noqa: B027  (a runner without resources has nothing to free)
-        """Free the engine. Calling it twice is fine."""
+        def checked(frames: Sequence[Any]) -> Outputs:
+            batch = frames[0][None] if self.batch in (None, 1) else stacked(frames, self.batch, self.name)
+            self.check(batch)
+            return infer(batch)
 
-    def __enter__(self) -> Self:
-        return self
+        return checked
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def close(self) -> None:
+        """Free the engine, where there is something to free. Calling it twice is fine."""
 
 
-def _joined(parts: list[Outputs]) -> Outputs:
-    """One batch of several."""
-    if len(parts) == 1:
+def _joined(parts: list[Outputs], count: int) -> Outputs:
+    """The first `count` frames of several batches, as one."""
+    if len(parts) == 1 and len(parts[0].labels) == count:
         return parts[0]
 
     def join(name: str) -> Any:
         values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else np.concatenate(values)
+        return None if values[0] is None else np.concatenate(values)[:count]
 
     spent_ms = sum(part.inference_ms for part in parts)
     return Outputs(join("labels"), join("confidence"), join("logits"), inference_ms=spent_ms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,31 @@ def as_numpy(frames: Any, runner: str) -> NDArray[np.uint8]:
         except (TypeError, RuntimeError, ValueError) as error:
             raise _not_on_host(frames, runner) from error
     raise _not_on_host(frames, runner)
+
+
+def stacked(frames: Sequence[Any], count: int, runner: str) -> NDArray[Any]:
+    """Frames in host memory as one batch of `count`, filled up with the last of them.
+
+    Args:
+        frames: uint8 [H, W, 3] each, at least one and at most `count`.
+        count: Frames in the batch.
+        runner: For messages.
+
+    Raises:
+        UsageError: They are in GPU memory, or differ in shape or type.
+    """
+    kinds = [shape_and_dtype(frame) for frame in frames]
+    other = next((kind for kind in kinds if kind != kinds[0]), None)
+    if other is not None:
+        first, second = (f"{dtype} [{', '.join(map(str, shape))}]" for shape, dtype in (kinds[0], other))
+        raise UsageError(
+            f"{runner}: frames of one batch must be alike, found {first} and {second}",
+            fix="hand in raw frames as the camera gives them; use fcnopt.media.fit_frame for another size",
+        )
+    if kinds[0][1] != "uint8":
+        return np.stack([np.asarray(frame) for frame in frames])  # refused by the check that follows
+    filled = [*frames, *[frames[-1]] * (count - len(frames))]
+    return np.stack([as_numpy(frame, runner) for frame in filled])
 
 
 def _not_on_host(frames: Any, runner: str) -> UsageError:

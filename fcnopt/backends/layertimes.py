@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.backends.base import Precision
+from fcnopt.backends.closing import Closing
 from fcnopt.backends.openvino import executed_layers, execution_mode, open_core
 from fcnopt.backends.packages import require
 from fcnopt.backends.targets import Target
@@ -38,7 +38,7 @@ class LayerTime:
     ms: float
 
 
-class LayerTimer(ABC):
+class LayerTimer(Closing):
     """Runs one graph with the runtime's profile on; a context manager.
 
     First all runs, then `times`: a runtime may close its profile to be read.
@@ -51,24 +51,12 @@ class LayerTimer(ABC):
     def run(self, frame: NDArray[np.uint8]) -> None:
         """Run one frame, uint8 [1, H, W, 3]."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Free the graph."""
-
     def times(self) -> tuple[LayerTime, ...]:
         """Every layer that ran; no run may follow."""
         return tuple(LayerTime(names, ms) for names, ms in self._least.items())
 
     def _add(self, names: tuple[str, ...], ms: float) -> None:
         self._least[names] = min(ms, self._least.get(names, ms))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def layer_timer(model: onnx.ModelProto, target: Target, precision: Precision) -> LayerTimer:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fcnopt.backends.base import (
     BuildOptions,
     Built,
     EngineLayer,
+    Mode,
     Outputs,
     Precision,
     Progress,
@@ -30,6 +31,7 @@ from fcnopt.backends.base import (
 )
 from fcnopt.backends.base import elapsed_ms as since
 from fcnopt.backends.frames import as_numpy, check_interface
+from fcnopt.backends.machine import usable_cores
 from fcnopt.backends.onnxfile import external_files, read_structure
 from fcnopt.backends.packages import require, version_of
 from fcnopt.backends.targets import Target
@@ -37,6 +39,7 @@ from fcnopt.errors import BackendError, BuildError
 from fcnopt.spec import ModelSpec
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_IN_FLIGHT = 2  # for throughput on a CPU: what one frame computes on a single core, another uses the rest for
 
 
 def providers_of(target: Target) -> tuple[str, ...]:
@@ -47,11 +50,15 @@ def providers_of(target: Target) -> tuple[str, ...]:
 class OnnxRuntimeRunner(Runner):
     """Runs an ONNX file.
 
+    Opened for latency, a run has all cores. Opened for throughput on a CPU, two runs share them, each from a thread of
+    `stream`; CUDA's provider runs one at a time.
+
     Args:
         model: The file, or its bytes (then without external data).
         spec: What the model takes and gives.
         providers: Execution providers, most wanted first; the first one must be there.
         precision: Of the graph, for the runner's name.
+        mode: What to open the session for.
 
     Raises:
         BackendError: ONNX Runtime or the provider is missing, or the graph is refused or does not fit the spec.
@@ -64,14 +71,21 @@ class OnnxRuntimeRunner(Runner):
         providers: tuple[str, ...] = (CPU,),
         *,
         precision: Precision = "fp32",
+        mode: Mode = "latency",
     ) -> None:
         self.name = f"onnxruntime {precision}" + (" cuda" if providers[0] == CUDA else "")
         self.spec = spec
-        self._session: Any = open_session(model, providers)
+        self._on_cuda = providers[0] == CUDA
+        if mode == "throughput" and not self._on_cuda:
+            self.in_flight = _IN_FLIGHT
+        self._session: Any = open_session(model, providers, share=self.in_flight)
         inputs = {i.name: (_dtype(i.type), _shape(i.shape)) for i in self._session.get_inputs()}
         self.batch = check_interface(self.name, spec, inputs, [o.name for o in self._session.get_outputs()])
         self._input = next(iter(inputs))
-        self._on_cuda = providers[0] == CUDA
+
+    def lanes(self, count: int) -> Sequence[Callable[[Any], Outputs]]:
+        """The session itself, which any number of threads may run."""
+        return [self.infer] * (1 if self._on_cuda else count)
 
     def infer(self, frames: Any) -> Outputs:
         """Run checked frames; with CUDA, frames in GPU memory are taken where they are."""
@@ -154,13 +168,16 @@ class OnnxRuntimeBuilder(Builder):
         )
 
 
-def open_session(model: Path | bytes, providers: tuple[str, ...], optimized: Path | None = None) -> Any:
+def open_session(
+    model: Path | bytes, providers: tuple[str, ...], optimized: Path | None = None, *, share: int = 1
+) -> Any:
     """An `InferenceSession` on the providers asked for, and no silent other.
 
     Args:
         model: The file, or its bytes.
         providers: Execution providers, most wanted first.
         optimized: Where to write the optimized graph.
+        share: Runs that will go on side by side: each gets its share of the cores.
 
     Raises:
         BackendError: A provider is missing, or the graph is refused.
@@ -169,6 +186,8 @@ def open_session(model: Path | bytes, providers: tuple[str, ...], optimized: Pat
     available = check_provider(providers[0])
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised
+    if share > 1:
+        options.intra_op_num_threads = max(1, usable_cores() // share)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     name = model.name if isinstance(model, Path) else "the ONNX model"

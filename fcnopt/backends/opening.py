@@ -10,7 +10,7 @@ from fcnopt.backends.targets import Target
 from fcnopt.errors import BackendError
 
 if TYPE_CHECKING:
-    from fcnopt.backends.base import Builder, Precision, Runner
+    from fcnopt.backends.base import Builder, Mode, Precision, Runner
     from fcnopt.spec import ModelSpec
 
 
@@ -45,7 +45,9 @@ def make_builder(target: Target) -> Builder:
     return TensorRtBuilder("tensorrt_rtx" if target.runtime == "tensorrt-rtx" else "tensorrt")
 
 
-def open_engine(files: tuple[Path, ...], target: Target, precision: Precision, spec: ModelSpec) -> Runner:
+def open_engine(
+    files: tuple[Path, ...], target: Target, precision: Precision, spec: ModelSpec, mode: Mode = "latency"
+) -> Runner:
     """Load an engine that `make_builder(target)` built.
 
     Args:
@@ -53,6 +55,7 @@ def open_engine(files: tuple[Path, ...], target: Target, precision: Precision, s
         target: What it was built for.
         precision: Of the graph it was built from.
         spec: What it takes and gives.
+        mode: Open it for least latency, or for several batches in flight.
 
     Raises:
         BackendError: The runtime or device is missing, or the engine is for another one.
@@ -60,15 +63,15 @@ def open_engine(files: tuple[Path, ...], target: Target, precision: Precision, s
     if target.runtime == "openvino":
         from fcnopt.backends.openvino import OpenVinoRunner
 
-        return OpenVinoRunner(files[0], spec, precision, device=target.device.upper() or "CPU")
+        return OpenVinoRunner(files[0], spec, precision, device=target.device.upper() or "CPU", mode=mode)
     if target.runtime == "onnxruntime":
         from fcnopt.backends.onnxruntime import OnnxRuntimeRunner, providers_of
 
-        return OnnxRuntimeRunner(files[0], spec, providers_of(target), precision=precision)
+        return OnnxRuntimeRunner(files[0], spec, providers_of(target), precision=precision, mode=mode)
     from fcnopt.backends.tensorrt import TensorRtRunner
 
     flavour: Literal["tensorrt", "tensorrt_rtx"] = "tensorrt_rtx" if target.runtime == "tensorrt-rtx" else "tensorrt"
-    return TensorRtRunner(read_engine(files[0]), spec, flavour, precision=precision)
+    return TensorRtRunner(read_engine(files[0]), spec, flavour, precision=precision, mode=mode)
 
 
 def open_onnx(
@@ -76,6 +79,7 @@ def open_onnx(
     spec: ModelSpec,
     precision: Precision = "fp32",
     runtime: Literal["openvino", "onnxruntime"] | None = None,
+    mode: Mode = "latency",
 ) -> Runner:
     """Run a plain ONNX file: on `runtime`, else on ONNX Runtime with CUDA, OpenVINO or ONNX Runtime, as there is.
 
@@ -84,9 +88,9 @@ def open_onnx(
     """
     cuda = Target("onnxruntime", "cuda")
     if runtime is None and cuda.runs_here():
-        return open_engine((path,), cuda, precision, spec)
+        return open_engine((path,), cuda, precision, spec, mode)
     chosen = runtime or ("openvino" if installed("openvino") else "onnxruntime")
-    return open_engine((path,), Target(chosen), precision, spec)
+    return open_engine((path,), Target(chosen), precision, spec, mode)
 
 
 def read_engine(path: Path) -> bytes:

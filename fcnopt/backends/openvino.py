@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fcnopt.backends.base import (
     BuildOptions,
     Built,
     EngineLayer,
+    Mode,
     Outputs,
     Precision,
     Progress,
@@ -41,50 +43,84 @@ _PLUGIN_ERROR = re.compile(r"^Exception from .*?:\d+:\s*|^Check '.*' failed at .
 
 
 class OpenVinoRunner(Runner):
-    """Runs an IR or ONNX file for least latency.
+    """Runs an IR or ONNX file.
+
+    Opened for latency, one stream has all cores and infers in the calling thread. Opened for throughput, the runtime
+    chooses how many streams share the cores, and `stream` keeps an asynchronous request on each.
 
     Args:
         model: `engine.xml` with its `.bin` beside it, or an ONNX file.
         spec: What the model takes and gives.
         precision: Of the graph; chooses the execution mode.
         device: "CPU" or "GPU" (an Intel one).
+        mode: What to compile for.
 
     Raises:
         BackendError: OpenVINO or the device is missing, the CPU lacks the precision, or the file is refused or does
             not fit the spec.
     """
 
-    def __init__(self, model: Path, spec: ModelSpec, precision: Precision = "fp32", *, device: str = "CPU") -> None:
+    def __init__(
+        self,
+        model: Path,
+        spec: ModelSpec,
+        precision: Precision = "fp32",
+        *,
+        device: str = "CPU",
+        mode: Mode = "latency",
+    ) -> None:
         self.name = f"openvino {precision}" + ("" if device == "CPU" else f" {device.lower()}")
         self.spec = spec
         core = open_core(device)
         if model.suffix == ".onnx":
             _check_readable(model)
         with _translated(f"{model.name}: openvino refused it"):
-            compiled = compile_model(core, core.read_model(model), precision, device)
+            compiled = compile_model(core, core.read_model(model), precision, device, mode)
         inputs = {_name(p): (p.get_element_type().to_dtype().name, _shape(p)) for p in compiled.inputs}
         outputs = {name for port in compiled.outputs for name in port.get_names()}
         self.batch = check_interface(self.name, spec, inputs, outputs)
-        self._request: Any = compiled.create_infer_request()
+        if mode == "throughput":
+            self.in_flight = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._compiled: Any = compiled
+        self._requests: list[Any] = [compiled.create_infer_request()]
         self._tensor = require("openvino").Tensor
 
     def infer(self, frames: Any) -> Outputs:
-        """Run checked frames.
+        """Run checked frames in the calling thread, which costs no change of threads."""
+        return self._infer(self._requests[0], frames, wait=False)
 
-        In the calling thread: `Runner.stream` gives it one of its own. OpenVINO's asynchronous requests are no faster
-        on a CPU, and their worker can be the last to hold the model when it is closed, which ends the process.
+    def lanes(self, count: int) -> Sequence[Callable[[Any], Outputs]]:
+        """One request a lane; asynchronous ones where there are several, which is how streams run side by side."""
+        if count == 1:
+            return [self.infer]
+        while len(self._requests) < count:
+            self._requests.append(self._compiled.create_infer_request())
+        return [partial(self._infer, request, wait=True) for request in self._requests[:count]]
+
+    def _infer(self, request: Any, frames: Any, *, wait: bool) -> Outputs:
+        """Run checked frames on a request: start it and `wait`, or run it in this thread.
+
+        An asynchronous request is waited for, and gets no callback: a callback runs in the runtime's worker, which
+        could then be the last to hold the model when it is closed, and that ends the process.
         """
         start = time.perf_counter()
         array = _writable(as_numpy(frames, self.name))  # named, because the request does not keep it alive
         with _translated(f"{self.name}: inference failed"):
-            self._request.set_input_tensor(self._tensor(array, shared_memory=True))
-            self._request.infer()
-            values = {name: self._request.get_tensor(name).data.copy() for name in self.spec.outputs}
+            request.set_input_tensor(self._tensor(array, shared_memory=True))
+            if wait:
+                request.start_async()
+                request.wait()
+            else:
+                request.infer()
+            values = {name: request.get_tensor(name).data.copy() for name in self.spec.outputs}
         return Outputs(**values, inference_ms=since(start))
 
     def close(self) -> None:
-        """Free the compiled model."""
-        self._request = None
+        """Free requests, then the compiled model, once no worker of the runtime uses it any more."""
+        for request in self._requests:
+            request.wait()
+        self._requests = []
+        self._compiled = None
 
 
 class OpenVinoBuilder(Builder):
@@ -145,10 +181,10 @@ def open_core(device: str) -> Any:
     return core
 
 
-def compile_model(core: Any, model: Any, precision: Precision, device: str) -> Any:
-    """Compile for least latency in the execution mode of `precision`."""
-    mode = execution_mode(precision, core.get_property(device, "OPTIMIZATION_CAPABILITIES"), device)
-    return core.compile_model(model, device, {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": mode})
+def compile_model(core: Any, model: Any, precision: Precision, device: str, mode: Mode = "latency") -> Any:
+    """Compile for `mode` in the execution mode of `precision`."""
+    computes = execution_mode(precision, core.get_property(device, "OPTIMIZATION_CAPABILITIES"), device)
+    return core.compile_model(model, device, {"PERFORMANCE_HINT": mode.upper(), "INFERENCE_PRECISION_HINT": computes})
 
 
 def execution_mode(precision: Precision, capabilities: Iterable[str], device: str) -> str:

@@ -1,54 +1,27 @@
 """Running TensorRT engines, both flavours, through cuda-python.
 
-Everything is allocated once, for the largest shape: device buffers, pinned host buffers, a stream. The work of a
-shape (copy in, run, copy out) is captured as a CUDA graph when it comes a second time, and then launched as one.
-Frames already in GPU memory are read where they are; each address has its own graph.
+The runner owns the engine and its lanes: each an execution context with stream, buffers and CUDA graphs. For least
+latency there is one; for throughput two, so that the GPU computes one batch while the next is copied in and the one
+before it is copied out.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections import OrderedDict
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fcnopt.backends.base import Outputs, Precision, Runner, elapsed_ms
+from fcnopt.backends.base import Mode, Outputs, Precision, Runner
 from fcnopt.backends.cudart import Cuda
-from fcnopt.backends.device import DeviceArray, borrow
-from fcnopt.backends.frames import as_numpy, check_interface
-from fcnopt.backends.tensorrt_load import create_context, deserialize
+from fcnopt.backends.frames import check_interface
+from fcnopt.backends.tensorrt_lane import Loaded, TensorRtLane
+from fcnopt.backends.tensorrt_load import deserialize
 from fcnopt.backends.tensorrt_log import Flavour, LogBook, load, log_book
-from fcnopt.errors import BackendError, UsageError
+from fcnopt.errors import BackendError
 from fcnopt.spec import ModelSpec
 
-_ALIGNMENT = 256  # bytes; what TensorRT's kernels may expect of an address
-_MOST_GRAPHS = 8  # producers rotate through a few buffers; more addresses than this are run without a graph
-
-
-@dataclass
-class _Buffer:
-    """A tensor's memory: on the device and, pinned, on the host."""
-
-    name: str
-    dtype: np.dtype[Any]
-    device: int = 0
-    pinned: int = 0
-    host: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
-    shape: tuple[int, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Bytes that the current shape takes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def view(self) -> NDArray[Any]:
-        """The pinned memory, seen in the current shape."""
-        return self.host[: self.size].view(self.dtype).reshape(self.shape)
+_IN_FLIGHT = 2  # for throughput: copies of one batch hide behind the other's computing, and a third would only wait
 
 
 class TensorRtRunner(Runner):
@@ -59,6 +32,7 @@ class TensorRtRunner(Runner):
         spec: What the engine takes and gives.
         flavour: "tensorrt" or "tensorrt_rtx".
         precision: Of the graph it was built from, for the runner's name.
+        mode: One lane for latency, two for throughput.
         cuda_graph: Launch repeated work as a CUDA graph.
         cuda: CUDA's calls; a test can give its own.
         trt: The flavour's module; a test can give its own.
@@ -74,6 +48,7 @@ class TensorRtRunner(Runner):
         flavour: Flavour = "tensorrt",
         *,
         precision: Precision = "fp32",
+        mode: Mode = "latency",
         cuda_graph: bool = True,
         cuda: Cuda | None = None,
         trt: Any = None,
@@ -81,38 +56,39 @@ class TensorRtRunner(Runner):
         self.name = f"{flavour.replace('_', '-')} {precision}"
         self.spec = spec
         self._trt = trt if trt is not None else load(flavour)
-        self._cuda = cuda if cuda is not None else _cuda(self.name)
+        cuda = cuda if cuda is not None else _cuda(self.name)
         book = log_book(flavour) if trt is None else LogBook(trt)
-        self._runtime, self._engine = deserialize(self._trt, book, engine, self.name)
-        self._buffers: list[_Buffer] = []
-        self._stream = 0
-        self._graphs: OrderedDict[int, Any] = OrderedDict()
-        self._seen: set[int] = set()
-        self._address = 0
+        self._runtime, plan = deserialize(self._trt, book, engine, self.name)
+        self._loaded: Loaded | None = Loaded(self.name, self._trt, plan, cuda, cuda_graph)
+        self._lanes: list[TensorRtLane] = []
+        if mode == "throughput":
+            self.in_flight = _IN_FLIGHT
         try:
-            self._context, own_graphs = create_context(self._trt, self._engine, cuda_graph)
-            self.uses_graph = cuda_graph and not own_graphs
-            self._stream = self._cuda.stream()
-            self._input, self._outputs = self._describe()
-            self._allocate()
+            self._tensors = self._describe(plan)
+            self.lanes(self.in_flight)
         except BaseException:
             self.close()
             raise
 
+    @property
+    def uses_graph(self) -> bool:
+        """Whether repeated work is launched as CUDA graphs captured here, and not by the runtime itself."""
+        return all(lane.uses_graph for lane in self._lanes)
+
     def infer(self, frames: Any) -> Outputs:
         """Run checked frames; those in GPU memory are read in place."""
-        start = time.perf_counter()
-        array = borrow(frames, self.name, self._stream)
-        self._set_shape(tuple(int(s) for s in (array.shape if array else frames.shape)))
-        address = self._stage(frames) if array is None else self._meet(array)
-        self._run(address, copy_in=array is None)
-        self._cuda.synchronize(self._stream)
-        values: dict[str, Any] = {b.name: b.view().copy() for b in self._outputs}
-        return Outputs(**values, inference_ms=elapsed_ms(start))
+        return self._lanes[0].infer(frames)
 
-    def _describe(self) -> tuple[_Buffer, list[_Buffer]]:
-        """The engine's tensors, checked against the spec."""
-        trt, engine = self._trt, self._engine
+    def lanes(self, count: int) -> Sequence[Callable[[Any], Outputs]]:
+        """Contexts with a stream each; the engine's weights are there once."""
+        if self._loaded is not None:
+            while len(self._lanes) < count:
+                self._lanes.append(TensorRtLane(self._loaded, *self._tensors))
+        return [lane.infer for lane in self._lanes[:count]]
+
+    def _describe(self, engine: Any) -> tuple[tuple[str, np.dtype[Any]], list[tuple[str, np.dtype[Any]]]]:
+        """Names and types of the engine's input and outputs, checked against the spec."""
+        trt = self._trt
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         outputs = [n for n in names if n not in inputs]
@@ -128,138 +104,16 @@ class TensorRtRunner(Runner):
                 f"{self.name}: the engine has outputs that the spec does not name: {', '.join(rest)}",
                 fix="export and build the model again",
             )
-        return _Buffer(inputs[0], types[inputs[0]]), [_Buffer(n, types[n]) for n in self.spec.outputs]
-
-    def _allocate(self) -> None:
-        """Take memory for the largest shape, and tell the engine where it is."""
-        self._set_shape(self._range()[1])
-        for buffer in (self._input, *self._outputs):
-            self._buffers.append(buffer)
-            buffer.device = self._cuda.malloc(buffer.size)
-            buffer.pinned, buffer.host = self._cuda.host_alloc(buffer.size)
-            if buffer is not self._input:
-                self._context.set_tensor_address(buffer.name, buffer.device)
-
-    def _set_shape(self, shape: tuple[int, ...]) -> None:
-        """Set the input's shape and with it the outputs'; a new shape makes captured graphs void.
-
-        Raises:
-            UsageError: The shape is outside the engine's profile.
-        """
-        if shape == self._input.shape:
-            return
-        least, most = self._range()
-        fits = all(a <= s <= b for a, s, b in zip(least, shape, most, strict=True))
-        if not fits or not self._context.set_input_shape(self._input.name, shape):
-            raise UsageError(
-                f"{self.name}: frames {list(shape)} are outside what the engine was built for: "
-                f"{list(least)} to {list(most)}",
-                fix="hand in frames of these sizes, or build the engine for others",
-            )
-        self._forget_graphs()
-        self._input.shape = shape
-        for buffer in self._outputs:
-            buffer.shape = tuple(int(s) for s in self._context.get_tensor_shape(buffer.name))
-
-    def _range(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The least and the largest input shape; profiles hold only what is dynamic."""
-        fixed = tuple(int(s) for s in self._engine.get_tensor_shape(self._input.name))
-        if -1 not in fixed:
-            return fixed, fixed
-        least, _, most = self._engine.get_tensor_profile_shape(self._input.name, 0)
-        return tuple(int(s) for s in least), tuple(int(s) for s in most)
-
-    def _stage(self, frames: Any) -> int:
-        """Put host frames into pinned memory; the address is where they will lie on the device."""
-        np.copyto(self._input.view(), as_numpy(frames, self.name))
-        return self._input.device
-
-    def _meet(self, array: DeviceArray) -> int:
-        """Let our stream wait for the producer's; the address to read from.
-
-        An address that is not aligned (a slice of a larger array) is copied on the device.
-        """
-        if array.stream is not None:
-            self._cuda.wait_for(self._stream, array.stream)
-        if array.pointer % _ALIGNMENT == 0:
-            return array.pointer
-        self._cuda.copy(self._input.device, array.pointer, self._input.size, self._stream)
-        return self._input.device
-
-    def _run(self, address: int, *, copy_in: bool) -> None:
-        """Give the stream the work: plainly the first time, as a graph from the second time on.
-
-        The first, plain run also lets TensorRT do what it puts off until a shape is used, which a capture must not
-        contain.
-        """
-        key = address if not copy_in else 0
-        if key in self._graphs:
-            self._graphs.move_to_end(key)
-            self._cuda.launch(self._graphs[key], self._stream)
-            return
-        if address != self._address:
-            self._context.set_tensor_address(self._input.name, address)
-            self._address = address
-        if not self.uses_graph or key not in self._seen:
-            self._enqueue(copy_in)
-            if len(self._seen) < 4 * _MOST_GRAPHS:
-                self._seen.add(key)
-            return
-        graph = self._capture(copy_in)
-        if graph is None:
-            self._enqueue(copy_in)
-        else:
-            self._graphs[key] = graph
-            self._cuda.launch(graph, self._stream)
-            if len(self._graphs) > _MOST_GRAPHS:
-                self._cuda.graph_destroy(self._graphs.popitem(last=False)[1])
-
-    def _capture(self, copy_in: bool) -> Any:
-        """The work as a graph; None, once and for all, where this engine cannot be captured."""
-        self._cuda.begin_capture(self._stream)
-        try:
-            self._enqueue(copy_in)
-            return self._cuda.end_capture(self._stream)
-        except BackendError:
-            self._cuda.abandon_capture(self._stream)
-            self.uses_graph = False
-            return None
-
-    def _enqueue(self, copy_in: bool) -> None:
-        if copy_in:
-            self._cuda.copy(self._input.device, self._input.pinned, self._input.size, self._stream)
-        if not self._context.execute_async_v3(self._stream):
-            raise BackendError(
-                f"{self.name}: TensorRT failed to run frames {list(self._input.shape)}",
-                fix="see the GPU's state with `nvidia-smi`; if it is well, build the engine again",
-            )
-        for buffer in self._outputs:
-            self._cuda.copy(buffer.pinned, buffer.device, buffer.size, self._stream)
-
-    def _forget_graphs(self) -> None:
-        for graph in self._graphs.values():
-            self._cuda.graph_destroy(graph)
-        self._graphs.clear()
-        self._seen.clear()
+        return (inputs[0], types[inputs[0]]), [(n, types[n]) for n in self.spec.outputs]
 
     def close(self) -> None:
-        """Free engine, memory and stream. Calling it twice is fine."""
-        buffers, self._buffers = self._buffers, []
-        # After a CUDA error every further call fails with it: it was raised where it came up, and must not be hidden.
-        with suppress(BackendError):
-            if self._stream:
-                self._cuda.synchronize(self._stream)
-            self._forget_graphs()
-            for buffer in buffers:
-                buffer.host = np.empty(0, np.uint8)
-                if buffer.device:
-                    self._cuda.free(buffer.device)
-                if buffer.pinned:
-                    self._cuda.host_free(buffer.pinned)
-            if self._stream:
-                self._cuda.stream_destroy(self._stream)
-        # TensorRT wants them to go in this order.
-        self._stream, self._context, self._engine, self._runtime = 0, None, None, None
+        """Free engine, memory and streams. Calling it twice is fine."""
+        lanes, self._lanes = self._lanes, []
+        for lane in lanes:
+            lane.close()
+        # TensorRT wants them to go in this order: contexts, engine, runtime.
+        self._loaded = None
+        self._runtime = None
 
 
 def _cuda(runner: str) -> Cuda:

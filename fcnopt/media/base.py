@@ -6,11 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.media.labels import check_label_map, load_labels
+
+Decoder = Literal["pyav", "nvdec", "auto"]
+"""What decodes a video: the CPU by PyAV, the GPU by PyNvVideoCodec, or the GPU where it can."""
 
 
 @dataclass(frozen=True)

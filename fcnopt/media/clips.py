@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fcnopt.errors import MediaError
-from fcnopt.media.base import Clip, Frame
+from fcnopt.media.base import Clip, Decoder, Frame
 from fcnopt.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_in, natural_key
 from fcnopt.media.fit import fit_frame, restore_labels
 from fcnopt.media.labels import is_label_folder, label_maps_in, match_labels
@@ -13,7 +13,7 @@ from fcnopt.media.labels import is_label_folder, label_maps_in, match_labels
 __all__ = ["Clip", "Frame", "fit_frame", "list_clips", "open_clip", "restore_labels"]
 
 
-def open_clip(path: str | Path, labels: str | Path | None = None) -> Clip:
+def open_clip(path: str | Path, labels: str | Path | None = None, *, decoder: Decoder = "pyav") -> Clip:
     """Open a video file, a picture, or a folder of pictures (Cityscapes' folders of cities too).
 
     Args:
@@ -21,10 +21,13 @@ def open_clip(path: str | Path, labels: str | Path | None = None) -> Clip:
         labels: A folder of label maps, 8-bit PNG: of pictures, matched by name without suffix; of a video, the i-th
             in natural order belongs to frame i. For one picture also a file. `labels.find_labels` finds the folder
             in the layout of a known data set.
+        decoder: Of a video: "pyav" gives the same pixels on every machine and sees damage within a frame; "nvdec" is
+            the GPU's decoder, by PyNvVideoCodec; "auto" takes that where it decodes this file, else PyAV.
 
     Raises:
         MediaError: There is no such file or folder, it holds no frames, its first frame cannot be decoded, or label
-            maps are missing or not as many as the frames. What is found out only by decoding is raised on iteration.
+            maps are missing or not as many as the frames. What is found out only by decoding is raised on iteration,
+            also that "nvdec" cannot decode the file.
     """
     path, maps = Path(path), None if labels is None else Path(labels)
     if path.is_dir():
@@ -37,7 +40,7 @@ def open_clip(path: str | Path, labels: str | Path | None = None) -> Clip:
         return _open_image(path, maps)
     from fcnopt.media.video import VideoClip
 
-    return VideoClip(path, () if maps is None else tuple(label_maps_in(maps)))
+    return VideoClip(path, () if maps is None else tuple(label_maps_in(maps)), decoder)
 
 
 def list_clips(folder: str | Path) -> list[Clip]:

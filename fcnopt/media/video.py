@@ -1,4 +1,4 @@
-"""Clips from video files, decoded by FFmpeg through PyAV; a damaged file is an error, never a shorter clip."""
+"""Clips from video files, decoded by FFmpeg through PyAV or by the GPU; a damaged file is never a shorter clip."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from fcnopt.errors import MediaError
-from fcnopt.media.base import Clip, Frame, with_labels
+from fcnopt.media.base import Clip, Decoder, Frame, with_labels
+from fcnopt.media.nvdec import decode
 
+_BY_CPU = "decode it by PyAV: decoder pyav or auto"
 _REPAIR = "copy the file again; if this is all there is, save the intact part (ffmpeg -i IN -c:v libx264 OUT.mp4)"
 
 
@@ -26,6 +28,7 @@ class _Header:
     frames: int
     fps: float
     size: tuple[int, int]
+    turned: bool
 
 
 class VideoClip(Clip):
@@ -34,13 +37,15 @@ class VideoClip(Clip):
     Args:
         path: Of a file with a video stream; the first one is read.
         labels: A label map for each frame, in order, or none at all.
+        decoder: What decodes it; see `open_clip`.
 
     Raises:
         MediaError: The file is no video, has no frames, its first frame cannot be decoded, or the label maps are
             not as many as its frames.
     """
 
-    def __init__(self, path: Path, labels: tuple[Path, ...] = ()) -> None:
+    def __init__(self, path: Path, labels: tuple[Path, ...] = (), decoder: Decoder = "pyav") -> None:
+        self._decoder = decoder
         self.path = path
         self.name = path.stem
         self.labelled = bool(labels)
@@ -70,6 +75,32 @@ class VideoClip(Clip):
     def images(self) -> Iterator[Frame]:
         """The frames, label maps left unread."""
         decoded = 0
+        for frame in self._by_gpu() or self._by_cpu():
+            yield frame
+            decoded += 1
+        if decoded != len(self):
+            raise self._damaged(decoded, "the file is cut off or corrupt there")
+
+    def _by_gpu(self) -> Iterator[Frame] | None:
+        """The frames as the GPU decodes them; None where the CPU is to do it.
+
+        Raises:
+            MediaError: Nothing but the GPU was asked for, and it cannot decode them.
+        """
+        if self._decoder == "pyav":
+            return None
+        try:
+            if self._header.turned:
+                raise MediaError(f"{self.path}: is turned by its header, which the GPU's decoder ignores", fix=_BY_CPU)
+            images = decode(self.path)
+        except MediaError:
+            if self._decoder == "nvdec":
+                raise
+            return None
+        return (self._sized(index, image, self._guessed_time(index)) for index, image in enumerate(images))
+
+    def _by_cpu(self) -> Iterator[Frame]:
+        decoded = 0
         try:
             with _open(self.path) as container:
                 stream = _video_stream(container, self.path)
@@ -81,25 +112,25 @@ class VideoClip(Clip):
                     decoded += 1
         except av.FFmpegError as error:
             raise self._damaged(decoded, f"the data is corrupt ({error.strerror})") from error
-        if decoded != len(self):
-            raise self._damaged(decoded, "the file is cut off or corrupt there")
 
     def _checked(self, index: int, frame: VideoFrame, start: float | None) -> Frame:
         if frame.is_corrupt:
             raise self._damaged(index, "the data is corrupt there")
+        time_s = frame.time - start if frame.time is not None and start is not None else self._guessed_time(index)
+        return self._sized(index, _as_bgr(frame), time_s)
+
+    def _sized(self, index: int, image: NDArray[np.uint8], time_s: float) -> Frame:
         if index >= len(self):
             raise MediaError(
                 f"{self.path}: its header announces {len(self)} frames, but there are more",
                 fix="write the header anew (ffmpeg -i IN -c copy OUT.mp4)",
             )
-        image = _as_bgr(frame)
         height, width = image.shape[:2]
         if (height, width) != self.size:
             raise MediaError(
                 f"{self.path}: frame {index} is {width}x{height}, those before it are {self.size[1]}x{self.size[0]}",
                 fix="cut the video there, or scale it to one size (ffmpeg -i IN -vf scale=W:H OUT.mp4)",
             )
-        time_s = frame.time - start if frame.time is not None and start is not None else self._guessed_time(index)
         return Frame(index, time_s, image)
 
     def _guessed_time(self, index: int) -> float:
@@ -131,7 +162,8 @@ def _read_header(path: Path) -> _Header:
         if first is None:
             raise MediaError(f"{path}: the video has no frame that can be decoded", fix="give a video with frames")
         height, width = _as_bgr(first).shape[:2]
-    return _Header(frames or _count_packets(path), float(rate) if rate else 0.0, (height, width))
+        turned = bool(first.rotation)
+    return _Header(frames or _count_packets(path), float(rate) if rate else 0.0, (height, width), turned)
 
 
 def _announced(stream: VideoStream) -> int:

@@ -34,7 +34,8 @@ class FakeCuda:
         self.graphs: dict[int, list[Work]] = {}
         self.streams: set[int] = set()
         self._next = 4096
-        self._recording: list[Work] | None = None
+        self._recordings: dict[int, list[Work]] = {}
+        self._handles = 0
         self._capture_fails = capture_fails
 
     def _take(self, size: int) -> int:
@@ -58,15 +59,16 @@ class FakeCuda:
         del self.memory[pointer]
 
     def stream(self) -> int:
-        self.streams.add(77)
-        return 77
+        stream = max(self.streams, default=76) + 1
+        self.streams.add(stream)
+        return stream
 
     def stream_destroy(self, stream: int) -> None:
         self.streams.remove(stream)
 
     def synchronize(self, stream: int) -> None:
         assert stream in self.streams
-        assert self._recording is None, "a capturing stream must not be waited for"
+        assert stream not in self._recordings, "a capturing stream must not be waited for"
         self.log.append("synchronize")
 
     def wait_for(self, stream: int, producer: int) -> None:
@@ -76,7 +78,7 @@ class FakeCuda:
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
         assert stream in self.streams
         self.log.append(f"copy {size}")
-        self.submit(lambda: self._move(target, source, size))
+        self.submit(lambda: self._move(target, source, size), stream)
 
     def _move(self, target: int, source: int, size: int) -> None:
         self.at(target, size)[:] = self.at(source, size)
@@ -88,31 +90,35 @@ class FakeCuda:
                 return data[pointer - start : pointer - start + size]
         raise AssertionError(f"address {pointer:#x} + {size} is not allocated")
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: Work, stream: int) -> None:
         """Give work to the stream: run now, or record."""
-        if self._recording is None:
-            work()
+        if stream in self._recordings:
+            self._recordings[stream].append(work)
         else:
-            self._recording.append(work)
+            work()
+
+    def records(self, stream: int) -> bool:
+        """Whether `stream` is being captured."""
+        return stream in self._recordings
 
     def begin_capture(self, stream: int) -> None:
         assert stream in self.streams
         self.log.append("begin_capture")
-        self._recording = []
+        self._recordings[stream] = []
 
     def end_capture(self, stream: int) -> int:
         assert stream in self.streams
         if self._capture_fails:
             raise BackendError("cudaStreamEndCapture failed with cudaError 900", fix="none")
-        assert self._recording is not None
-        handle = len(self.log)
-        self.graphs[handle], self._recording = self._recording, None
+        self._handles += 1
+        handle = self._handles
+        self.graphs[handle] = self._recordings.pop(stream)
         self.log.append("end_capture")
         return handle
 
     def abandon_capture(self, stream: int) -> None:
         assert stream in self.streams
-        self._recording = None
+        self._recordings.pop(stream, None)
         self.log.append("abandon_capture")
 
     def launch(self, graph: int, stream: int) -> None:
@@ -157,7 +163,7 @@ class FakeContext:
         cuda.log.append("execute")
         if self.fails:
             return False
-        assert not (self.pending_shape and cuda._recording is not None), "the first run of a shape was captured"
+        assert not (self.pending_shape and cuda.records(stream)), "the first run of a shape was captured"
         self.pending_shape = False
         shape, places = self.shape, dict(self.addresses)  # baked in, as a capture does
 
@@ -169,7 +175,7 @@ class FakeContext:
                 data = np.ascontiguousarray(results[name]).view(np.uint8).ravel()
                 cuda.at(places[name], data.size)[:] = data
 
-        cuda.submit(compute)
+        cuda.submit(compute, stream)
         return True
 
 

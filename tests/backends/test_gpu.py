@@ -91,6 +91,43 @@ def test_a_stream_gives_the_same_in_order(runner, frames, want):
         assert np.mean(out.labels == expected.labels) > 0.999
 
 
+def test_two_lanes_give_the_same_in_order_as_one(engine, frames, runner):
+    files, target, spec, _ = engine
+    want = [runner.run(frame[None]) for frame in frames]
+    with open_engine(files, target, "fp32", spec, mode="throughput") as two:
+        assert two.in_flight == 2
+        for _ in range(3):
+            outs = list(two.stream(frame for _ in range(8) for frame in frames))
+            assert [out.index for out in outs] == list(range(8 * len(frames)))
+            for out, expected in zip(outs, want * 8, strict=True):
+                np.testing.assert_array_equal(out.labels, expected.labels)
+                np.testing.assert_array_equal(out.logits, expected.logits)
+
+
+def test_two_lanes_take_gpu_arrays_where_they_are(engine, frames, runner):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    files, target, spec, _ = engine
+    arrays = [torch.from_numpy(frame).cuda() for frame in frames]
+    with open_engine(files, target, "fp32", spec, mode="throughput") as two:
+        for out, frame in zip(two.stream(arrays * 3), [*frames] * 3, strict=True):
+            np.testing.assert_array_equal(out.labels, runner.run(frame[None]).labels)
+
+
+def test_the_gpu_decodes_what_pyav_decodes(tmp_path):
+    pytest.importorskip("PyNvVideoCodec")
+    from fcnopt.media import open_clip
+    from fcnopt.media.synth import SceneOptions, SynthClip
+
+    clip = tmp_path / "clip.mp4"
+    SynthClip(SceneOptions(seed=3, frames=50, height=256, width=384)).write_video(clip)
+    cpu, gpu = list(open_clip(clip)), list(open_clip(clip, decoder="nvdec"))
+    assert [frame.index for frame in gpu] == [frame.index for frame in cpu]
+    for one, other in zip(cpu, gpu, strict=True):
+        assert np.abs(one.image.astype(int) - other.image).mean() < 3
+
+
 def test_cuda_graph_on_and_off_are_equal(engine, frames):
     from fcnopt.backends.tensorrt import TensorRtRunner
 

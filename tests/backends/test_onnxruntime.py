@@ -152,3 +152,18 @@ def test_float16_scales_are_not_misread(rng: np.random.Generator, tmp_path: Path
     session = onnxruntime.InferenceSession(int8.SerializeToString(), literal, providers=["CPUExecutionProvider"])
     (expected,) = session.run(["logits"], {"frames": frame})
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_for_throughput_two_runs_share_the_cores(model, frames, monkeypatch):
+    from fcnopt.backends import onnxruntime as backend
+
+    monkeypatch.setattr(backend, "usable_cores", lambda: 6)
+    with OnnxRuntimeRunner(model, tiny_spec()) as one, OnnxRuntimeRunner(model, tiny_spec(), mode="throughput") as two:
+        assert (one.in_flight, two.in_flight) == (1, 2)
+        assert two._session.get_session_options().intra_op_num_threads == 3
+        assert one._session.get_session_options().intra_op_num_threads == 0  # all
+        want = [one.run(frame[None]).labels for frame in frames]
+        outs = list(two.stream(iter(frames)))
+    assert [out.index for out in outs] == list(range(8))
+    for out, labels in zip(outs, want, strict=True):
+        np.testing.assert_array_equal(out.labels, labels)

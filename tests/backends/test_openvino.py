@@ -150,3 +150,43 @@ def test_in_a_stream_time_in_the_queue_is_latency_but_not_inference(tmp_path, fr
     assert len(outs) == 40
     assert all(0 <= out.inference_ms <= out.latency_ms for out in outs)
     assert sum(out.inference_ms > 0 for out in outs) > 30
+
+
+def test_for_throughput_the_runtime_says_how_many_streams_it_has(tmp_path, frames):
+    model = tiny_onnx(tmp_path / "model.onnx", tiny_spec())
+    with OpenVinoRunner(model, tiny_spec()) as one, OpenVinoRunner(model, tiny_spec(), mode="throughput") as several:
+        assert one.in_flight == 1
+        assert several.in_flight >= 1
+        want = [one.run(frame[None]).labels for frame in frames]
+        for count in (None, 3):
+            outs = list(several.stream(iter(frames), in_flight=count))
+            assert [out.index for out in outs] == list(range(8))
+            for out, labels in zip(outs, want, strict=True):
+                np.testing.assert_array_equal(out.labels, labels)
+                assert 0 < out.inference_ms <= out.latency_ms
+        np.testing.assert_array_equal(several.run(frames[:1]).labels, want[0])
+
+
+def test_asynchronous_requests_end_before_the_model_again_and_again(tmp_path, frames):
+    # A callback of ours would run in a worker of the runtime, which could be the last to hold the model: the worker
+    # then frees the threads that it is one of, and the process ends.
+    model = tiny_onnx(tmp_path / "model.onnx", tiny_spec())
+    for turn in range(24):
+        with OpenVinoRunner(model, tiny_spec(), mode="throughput") as runner:
+            stream = runner.stream(iter(frames), in_flight=3)
+            next(stream)
+            if turn % 2:
+                assert len(list(stream)) == 7
+            else:
+                stream.close()
+
+
+def test_a_batch_of_the_build_is_gathered_from_the_stream(tmp_path, frames):
+    model = tiny_onnx(tmp_path / "model.onnx", tiny_spec(), batch=3)
+    single = tiny_onnx(tmp_path / "single.onnx", tiny_spec())
+    with OpenVinoRunner(model, tiny_spec(), mode="throughput") as runner, OpenVinoRunner(single, tiny_spec()) as one:
+        assert runner.batch == 3
+        outs = list(runner.stream(iter(frames)))
+        assert len(outs) == 8
+        for out, frame in zip(outs, frames, strict=True):
+            np.testing.assert_array_equal(out.labels, one.run(frame[None]).labels)

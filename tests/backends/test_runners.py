@@ -18,7 +18,7 @@ ALL = ("labels", "confidence", "logits")
 
 
 def workers() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "fcnopt-read-ahead"]
+    return [t for t in threading.enumerate() if t.name.startswith("fcnopt-stream")]
 
 
 @pytest.mark.parametrize("color", ["BGR", "RGB"])
@@ -120,15 +120,18 @@ def test_an_engine_of_one_frame_runs_several_one_by_one(open_tiny, frames):
             np.testing.assert_allclose(getattr(together, name), joined, rtol=1e-4, atol=1e-5)
 
 
-def test_a_fixed_batch_takes_multiples_of_it_only(frames, monkeypatch, open_tiny):
+def test_a_fixed_batch_runs_as_often_as_it_takes_and_its_last_one_is_filled_up(frames, monkeypatch, open_tiny):
+    from tests.backends.fakes import FakeCuda, GpuArray
+
     with open_tiny() as runner:
         seen = []
         monkeypatch.setattr(runner, "batch", 2)
         monkeypatch.setattr(runner, "infer", lambda part: seen.append(len(part)) or Outputs(part[..., 0]))
-        np.testing.assert_array_equal(runner.run(frames[:4]).labels, frames[:4, ..., 0])
-        assert seen == [2, 2]
+        for count in (4, 3, 1):
+            np.testing.assert_array_equal(runner.run(frames[:count]).labels, frames[:count, ..., 0])
+        assert seen == [2, 2, 2, 2, 2]
         with pytest.raises(UsageError, match=r"\[a multiple of 2, 24, 32, 3\], found uint8 \[3, 24, 32, 3\]"):
-            runner.run(frames[:3])
+            runner.run(GpuArray(FakeCuda(), frames[:3]))
 
 
 def test_stream_gives_what_run_gives_in_order(open_tiny, frames):

@@ -314,3 +314,65 @@ def test_a_real_dlpack_capsule_is_read_as_its_producer_made_it():
     assert (found.code, found.bits, found.lanes, found.device_type) == (1, 8, 1, 1)
     assert borrow(tensor, "r") is None, "host memory is not the GPU's"
     assert borrow(np.zeros(3, np.uint8), "r") is None
+
+
+def test_for_throughput_two_lanes_share_the_engine_and_nothing_else(cuda, images):
+    trt = fake_trt(cuda)
+    with opened(cuda, trt, mode="throughput") as runner:
+        assert runner.in_flight == 2
+        assert len(trt.engine.contexts) == 2
+        assert cuda.streams == {77, 78}
+        assert trt.seen == [b"plan"], "the weights are there once"
+        assert sorted(len(m) for m in cuda.memory.values()) == [24] * 4 + [BYTES] * 4
+        places = [set(context.addresses.values()) for context in trt.engine.contexts]
+        assert not places[0] & places[1]
+        taken = set(cuda.memory)
+        outs = list(runner.stream(image[0] for _ in range(3) for image in images))
+        assert set(cuda.memory) == taken
+    assert [out.index for out in outs] == list(range(36))
+    for out, image in zip(outs, [*images, *images, *images], strict=True):
+        np.testing.assert_array_equal(out.labels, image[..., 0] % 5)
+    assert 1 <= cuda.log.count("end_capture") <= 2, "one graph a lane that came to a second frame"
+    assert not cuda.memory
+    assert not cuda.graphs
+    assert not cuda.streams
+
+
+def test_lanes_run_side_by_side_and_each_waits_for_its_own_stream(cuda, images, monkeypatch):
+    import threading
+
+    both = threading.Barrier(2, timeout=5)
+    met = []
+    real = FakeCuda.synchronize
+
+    def synchronize(self, stream):
+        if len(met) < 2:
+            met.append(stream)
+            both.wait()
+        real(self, stream)
+
+    monkeypatch.setattr(FakeCuda, "synchronize", synchronize)
+    with opened(cuda, mode="throughput") as runner:
+        outs = list(runner.stream(image[0] for image in images[:6]))
+    assert sorted(met) == [77, 78], "the second batch was given to the GPU before the first one was waited for"
+    assert len(outs) == 6
+
+
+def test_a_lane_that_does_not_fit_frees_what_was_taken(cuda, monkeypatch):
+    trt = fake_trt(cuda)
+    real = trt.engine.create_execution_context
+    monkeypatch.setattr(trt.engine, "create_execution_context", lambda: None if trt.engine.contexts else real())
+    with pytest.raises(BackendError, match="cannot create an execution context"):
+        opened(cuda, trt, mode="throughput")
+    assert not cuda.memory
+    assert not cuda.streams
+
+
+def test_a_batch_of_the_build_is_gathered_from_the_stream(cuda, images):
+    trt = fake_trt(cuda, (4, 4, 6, 3), (4, 4, 6, 3))
+    with opened(cuda, trt, mode="throughput") as runner:
+        assert runner.batch == 4
+        outs = list(runner.stream(image[0] for image in images[:10]))
+    assert cuda.log.count("execute") + cuda.log.count("launch") >= 3
+    for out, image in zip(outs, images[:10], strict=True):
+        np.testing.assert_array_equal(out.labels, image[..., 0] % 5)
