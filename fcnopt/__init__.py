@@ -1,8 +1,9 @@
 """Deploy trained fully convolutional segmentation networks on NVIDIA GPUs.
 
-The verbs are `export`, `optimize`, `build`, `load`, `bench`, `compare` and `inspect`; `ExportOptions`, `BuildSettings`
-(with `BuildOptions` for the runtime, `ValidationSource` and `Budget` for accuracy) and `BenchFiles` hold their less
-common choices. Each is imported when it is first used, so that `import fcnopt` loads no runtime.
+The verbs are `slim`, `export`, `optimize`, `build`, `load`, `bench`, `compare` and `inspect`; `SlimOptions` (with
+`RecoveryOptions` for training), `ExportOptions`, `BuildSettings` (with `BuildOptions` for the runtime,
+`ValidationSource` and `Budget` for accuracy) and `BenchFiles` hold their less common choices. Each is imported when it
+is first used, so that `import fcnopt` loads no runtime.
 """
 
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from fcnopt.exporter import ExportOptions, export
     from fcnopt.inspection import inspect
     from fcnopt.settings import BuildSettings
+    from fcnopt.slimming.options import RecoveryOptions, SlimOptions
+    from fcnopt.slimming.slimmer import slim
 
 __all__ = [
     "BenchFiles",
@@ -30,6 +33,8 @@ __all__ = [
     "BuildSettings",
     "ExportOptions",
     "FcnoptError",
+    "RecoveryOptions",
+    "SlimOptions",
     "ValidationSource",
     "__version__",
     "bench",
@@ -40,6 +45,7 @@ __all__ = [
     "inspect",
     "load",
     "optimize",
+    "slim",
 ]
 
 _HOMES = {
@@ -48,6 +54,8 @@ _HOMES = {
     "BuildOptions": "fcnopt.backends.base",
     "BuildSettings": "fcnopt.settings",
     "ExportOptions": "fcnopt.exporter",
+    "RecoveryOptions": "fcnopt.slimming.options",
+    "SlimOptions": "fcnopt.slimming.options",
     "ValidationSource": "fcnopt.accuracy",
     "bench": "fcnopt.benchmark",
     "build": "fcnopt.builder",
@@ -57,6 +65,7 @@ _HOMES = {
     "inspect": "fcnopt.inspection",
     "load": "fcnopt.bundle",
     "optimize": "fcnopt.builder",
+    "slim": "fcnopt.slimming.slimmer",
 }
 
 

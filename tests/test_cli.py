@@ -15,6 +15,7 @@ from fcnopt.bundle import Bundle
 from fcnopt.cli import main
 from fcnopt.evaluate.bench import BenchResult
 from fcnopt.graph import io
+from fcnopt.media.synth import SceneOptions, SynthClip
 
 
 def fcnopt(*arguments: object) -> Result:
@@ -167,6 +168,8 @@ def test_doctor_names_every_runtime() -> None:
         (("bench", "video.mp4", "--json", "no/r.json"), 2, ["no/r.json", "does not exist"]),
         (("inspect", "calib"), 1, ["no manifest.json"]),
         (("build", "--precision", "int2"), 2, ["int2", "int8"]),
+        (("build", "--html", "s.html"), 2, ["--html s.html was given without a budget", "--max-miou-drop"]),
+        (("build", "--html", "s.html", "--validation", "calib"), 2, ["--html s.html was given without a budget"]),
     ],
 )
 def test_mistakes_print_one_clear_error_and_no_traceback(
@@ -179,6 +182,16 @@ def test_mistakes_print_one_clear_error_and_no_traceback(
     for word in words:
         assert word in result.output
     assert not list(work.glob("engines/*.partial"))
+
+
+def test_a_search_under_a_budget_has_a_page(work: Path) -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    SynthClip(SceneOptions(seed=8, frames=4, height=64, width=96)).write_images(work / "held")
+    held = ("--validation", "held", "--max-class-drop", 100)
+    result = fcnopt("build", "--precision", "int8", *held, "--html", "s.html")
+    assert result.exit_code == 0, result.output
+    assert "wrote s.html" in result.output
+    assert 'id="candidates"' in (work / "s.html").read_text()
 
 
 def test_int8_without_frames_exits_1(work: Path) -> None:

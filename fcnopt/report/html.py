@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import cv2
@@ -16,6 +15,7 @@ from fcnopt.evaluate.observe import FrameSample
 from fcnopt.evaluate.result import BenchResult, EngineResult
 from fcnopt.report.charts import DropScale, LatencyAxis
 from fcnopt.report.drawing import Image, colorize, difference
+from fcnopt.report.page import template
 from fcnopt.report.words import interval_note, interval_text, number, signed, unjudged_note, verdicts
 from fcnopt.spec import ClassSpec
 
@@ -50,16 +50,15 @@ def render(result: BenchResult) -> str:
     Returns:
         UTF-8 text of an HTML file.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "signed": signed, "interval": interval_text, "plain": _plain}
-    template = environment.from_string(resources.files("fcnopt.report").joinpath("template.html").read_text("utf-8"))
+    filters: dict[str, Callable[..., Any]] = {
+        "number": number,
+        "signed": signed,
+        "interval": interval_text,
+        "plain": _plain,
+    }
     scale, axis = DropScale.of(result), LatencyAxis.of(result)
     classes = ClassSpec(result.classes, result.palette)
-    return template.render(
+    return template("template.html", filters).render(
         result=result,
         verdicts=list(zip(result.engines, verdicts(result), strict=True)),
         fastest=max(row.fps for row in result.rows),

@@ -6,12 +6,12 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING
 
 from fcnopt.evaluate.distance import Distance
 from fcnopt.evaluate.parting_result import Comparison, LayerParting
 from fcnopt.report.charts import Tick
+from fcnopt.report.page import template
 from fcnopt.report.terminal import new_console, new_table
 
 if TYPE_CHECKING:
@@ -110,15 +110,8 @@ def render(result: Comparison) -> str:
     Returns:
         UTF-8 text of an HTML file that needs nothing else.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"figures": figures, "factors": factors_text}
-    template = resources.files("fcnopt.report").joinpath("parting.html").read_text("utf-8")
     scale = Scale.of(result)
-    return environment.from_string(template).render(
+    return template("parting.html", {"figures": figures, "factors": factors_text}).render(
         result=result,
         rows=rows(result, scale),
         ticks=scale.ticks(),

@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from typing import TYPE_CHECKING
 
+from fcnopt.report.page import template
 from fcnopt.report.pareto import FOOT, LEFT, SIZE, Row, Search, front, panels
 from fcnopt.report.terminal import new_console, new_table
 from fcnopt.report.words import interval_text, number, signed
@@ -49,14 +49,8 @@ def render_search(search: Search, name: str) -> str:
     Returns:
         UTF-8 text of an HTML file that needs nothing else.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     found, (quantized, fallback) = rows(search), _precisions(search)
-    template = resources.files("fcnopt.report").joinpath("search.html").read_text("utf-8")
-    return environment.from_string(template).render(
+    return template("search.html").render(
         search=search,
         name=name,
         headlines=headlines(search),

@@ -1,0 +1,5 @@
+"""`python -m fcnopt.cli`."""
+
+from fcnopt.cli import main
+
+main()
