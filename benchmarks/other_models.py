@@ -17,36 +17,29 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import accuracy
 import torch
 from fit_scores import Fit, fit_scores, spaced
+from ingredients import KEY_LENGTH
 from networks import CLASSES, NETWORKS, Network, offer_torchfcn
-from peers.measure import Evaluation, Progress, file_sha256, kept_labels, score
-from peers.rows import Inputs
+from rivals.measure import Progress, file_sha256
+from rivals.page import figures, machine_line
+from trial import CACHE, Selection, Trial, names, publish, refuse_unknown
 
 from fcnopt import export
 from fcnopt.backends import Target, make_builder
 from fcnopt.backends.base import BuildOptions
 from fcnopt.backends.machine import describe_machine
-from fcnopt.errors import FcnoptError, UsageError
 from fcnopt.graph import io
-from fcnopt.graph.passes import optimize
 from fcnopt.graph.stats import macs_by_node
-from fcnopt.quantize import CalibrationFrames
-from fcnopt.report.progress import ConsoleProgress
-from fcnopt.spec import ModelSpec
 
 METHODS = ("minmax", "mse", "auto")
 TARGET = Target.parse("tensorrt-rtx:sm86")
-_KEY_LENGTH = 12
 
 
 @dataclass(frozen=True)
@@ -57,27 +50,21 @@ class Options:
         shared: Folder of the data and the weights.
         work: Folder of what is kept between runs.
         only: Networks to run; empty for all.
-        max_frames: Evaluate on no more frames, evenly spaced.
+        frames: Which frames.
     """
 
     shared: Path
     work: Path
     only: tuple[str, ...] = ()
-    max_frames: int | None = None
+    frames: Selection = field(default_factory=Selection)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.only if name not in NETWORKS]
-        if unknown:
-            raise UsageError(f"--only: unknown networks {', '.join(unknown)}", fix=f"choose from {', '.join(NETWORKS)}")
-        if self.max_frames is not None and self.max_frames < 1:
-            raise UsageError("--max-frames: at least one is needed", fix="give a positive number of frames")
+        refuse_unknown(self.only, NETWORKS, "networks")
 
     def command(self) -> str:
         """The command line that says the same, without folders of this machine."""
-        words = ["python", "benchmarks/other_models.py", "../shared"]
-        words += ["--only", ",".join(self.only)] if self.only else []
-        words += ["--max-frames", str(self.max_frames)] if self.max_frames is not None else []
-        return " ".join(words)
+        words = ["--only", ",".join(self.only)] if self.only else []
+        return " ".join(["python", "benchmarks/other_models.py", "../shared", *words, *self.frames.words()])
 
 
 def main() -> None:
@@ -85,24 +72,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shared", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/other-models"))
-    parser.add_argument("--only", default="", metavar="NAME,...", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--only", type=names, default=(), metavar="NAME,...", help=f"of {', '.join(NETWORKS)}")
     parser.add_argument("--max-frames", type=int, metavar="N", help="evaluate on no more frames (for a quick look)")
-    parser.add_argument("--work", type=Path, default=accuracy.CACHE / "other-models", help="what is kept between runs")
-    args = vars(parser.parse_args())
-    out = args.pop("out")
-    args["only"] = tuple(name.strip() for name in args["only"].split(",") if name.strip())
-    args["work"] = args["work"].absolute()
-    try:
-        options = Options(**args)
-        with ConsoleProgress() as progress:
-            found = run(options, progress)
-    except FcnoptError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(as_markdown(found), encoding="utf-8")
-    print(as_markdown(found))
+    parser.add_argument("--work", type=Path, default=CACHE / "other-models", help="what is kept between runs")
+    args = parser.parse_args()
+
+    def measured_all(progress: Progress) -> dict[str, Any]:
+        frames = Selection(most=args.max_frames)
+        return run(Options(args.shared, args.work.absolute(), args.only, frames), progress)
+
+    publish(measured_all, as_markdown, args.out)
 
 
 def run(options: Options, progress: Progress) -> dict[str, Any]:
@@ -125,39 +104,19 @@ def measured(network: Network, options: Options, work: Path, progress: Progress)
     if network.options.module is not None:
         offer_torchfcn()
     exported = export(checkpoint, work / "exported.onnx", classes="camvid", options=network.options, progress=progress)
-    raw = io.load(exported.path)
-    model, _ = optimize(raw, progress=progress)
-    path = io.save(model, work / "fp32.onnx")
-    spec, camvid = exported.spec, options.shared / "data/camvid"
-    frames = CalibrationFrames.collect([camvid / "train"], spec, limit=accuracy.CALIBRATION_FRAMES)
-    inputs = Inputs(path, model, spec, accuracy.stored_frames(frames, work), work)
-    settings = accuracy.Options(options.shared, work, work, max_frames=options.max_frames)
-    evaluation = accuracy.evaluation_of(settings, spec, frames)
-    reference = kept_labels(path, file_sha256(path), spec, evaluation, work, progress)
+    trial = Trial.prepare(exported, options.shared / "data/camvid", work, work, options.frames, progress)
     rows = []
     for method in METHODS:
-        row = accuracy.quantized(method, inputs, frames, work, progress)
-        file = work / row["file"]
-        row |= {"method": method, "tensorrt": built(file, progress)}
-        labels = kept_labels(file, row["sha256"], spec, evaluation, work, progress)
-        rows.append(row | score(labels, reference, evaluation.truth, spec.classes))
+        row = trial.row(method)
+        rows.append({"method": method, **row, "tensorrt": built(work / row["file"], progress)})
     return {
         "title": network.title,
         "architecture": exported.architecture,
         "fit": facts,
-        "gmacs": {"exported": _gmacs(raw), "optimized": _gmacs(model)},
-        "fp32_bytes": path.stat().st_size,
-        "calibration": {"frames": frames.count, "of": frames.available, "hash": frames.hash},
-        **evaluated(evaluation, reference, spec),
+        "gmacs": {"exported": _gmacs(io.load(exported.path)), "optimized": _gmacs(trial.inputs.model)},
+        "fp32_bytes": trial.inputs.path.stat().st_size,
+        **trial.facts(),
         "rows": rows,
-    }
-
-
-def evaluated(evaluation: Evaluation, reference: Sequence[Any], spec: ModelSpec) -> dict[str, Any]:
-    """What was evaluated on, and FP32's own figures."""
-    return {
-        "evaluation": {"title": evaluation.title, "frames": len(evaluation.frames), "hash": evaluation.hash},
-        "reference": score(reference, reference, evaluation.truth, spec.classes),
     }
 
 
@@ -171,10 +130,10 @@ def fitted(network: Network, shared: Path, work: Path, progress: Progress) -> tu
     for frame, labels in labelled:
         digest.update(frame.tobytes())
         digest.update(labels.tobytes())
-    path = work / f"fitted-{digest.hexdigest()[:_KEY_LENGTH]}.pth"
+    path = work / f"fitted-{digest.hexdigest()[:KEY_LENGTH]}.pth"
     record = path.with_suffix(".json")
     if not (path.exists() and record.exists()):
-        for old in work.glob(f"fitted-{'?' * _KEY_LENGTH}.*"):  # of other frames, weights or code
+        for old in work.glob(f"fitted-{'?' * KEY_LENGTH}.*"):  # of other frames, weights or code
             old.unlink()
         start = time.perf_counter()
         net = network.make(weights, labelled)
@@ -210,10 +169,7 @@ def _gmacs(model: Any) -> float:
 
 def as_markdown(found: dict[str, Any]) -> str:
     """The figures as a page."""
-    machine = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    cpu = f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['isa'])}), {machine['memory_gib']} GiB"
-    lines = ["# INT8 of other networks", "", f"{cpu}; {versions}", "", f"`{found['command']}`"]
+    lines = ["# INT8 of other networks", "", machine_line(found["machine"]), "", f"`{found['command']}`"]
     for network in found["networks"].values():
         lines += ["", *_section(network)]
     lines += [
@@ -243,23 +199,7 @@ def _section(network: dict[str, Any]) -> list[str]:
 
 
 def _row(row: dict[str, Any]) -> str:
-    worst = row["worst_class"]
-    cells = [
-        row["method"],
-        f"{row['miou']:.2f}",
-        f"{row['drop']:+.2f}" + _between(row["drop_interval"]),
-        f"{worst['drop']:+.2f} {worst['name']}" + _between(worst["interval"]),
-        f"{row['equal_labels']:.2f} %",
-        f"{row['int8_macs_share']:.1%}",
-        f"{row['seconds']:.0f}",
-        f"{row['bytes'] / 1e6:.1f}",
-        "; ".join(row["tensorrt"]["notes"]),
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _between(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f" ({interval[0]:+.2f} to {interval[1]:+.2f})"
+    return f"| {' | '.join([row['method'], *figures(row), '; '.join(row['tensorrt']['notes'])])} |"
 
 
 if __name__ == "__main__":

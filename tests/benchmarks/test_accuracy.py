@@ -16,7 +16,9 @@ pytest.importorskip("onnxruntime", reason="its quantizer is one of the rows")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import accuracy  # noqa: E402  (programs beside the package, not part of it)
-from peers import environment, int8_share, measure, page, rows  # noqa: E402
+import ingredients  # noqa: E402
+import trial  # noqa: E402
+from rivals import environment, int8_share, measure, page, rows  # noqa: E402
 
 from fcnopt.errors import BackendError, UsageError  # noqa: E402
 from fcnopt.graph import io  # noqa: E402
@@ -101,7 +103,7 @@ def test_share_of_an_openvino_ir_counts_transposed_and_grouped_convolutions(tmp_
 
 @pytest.mark.parametrize(("count", "available"), [(64, 367), (3, 10), (4, 5)])
 def test_frames_to_tune_by_are_not_calibration_frames(count: int, available: int) -> None:
-    places = accuracy.held_out(count, available)
+    places = trial.held_out(count, available)
     calibration = {index * available // count for index in range(count)}
     assert places
     assert not calibration & set(places)
@@ -110,7 +112,7 @@ def test_frames_to_tune_by_are_not_calibration_frames(count: int, available: int
 
 
 def test_every_calibration_frame_may_be_taken() -> None:
-    assert accuracy.held_out(5, 5) == []
+    assert trial.held_out(5, 5) == []
 
 
 def test_unknown_rows_are_refused(tmp_path: Path) -> None:
@@ -118,8 +120,33 @@ def test_unknown_rows_are_refused(tmp_path: Path) -> None:
         accuracy.Options(tmp_path, tmp_path, tmp_path, only=("nncf",))
 
 
+def test_no_frames_are_refused() -> None:
+    for wrong in ({"calibration": 0}, {"most": 0}):
+        with pytest.raises(UsageError, match="at least one"):
+            trial.Selection(**wrong)
+
+
+def test_the_key_of_own_rows_follows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "fcnopt"
+    for name in ("graph/a.py", "quantize/b.py", "report/c.py"):
+        (package / name).parent.mkdir(parents=True)
+        (package / name).write_text("1")
+    rows_file = tmp_path / "ingredients.py"
+    rows_file.write_text("1")
+    monkeypatch.setattr(ingredients.fcnopt, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(ingredients, "__file__", str(rows_file))
+    before = ingredients.own_source()
+    (package / "report/c.py").write_text("2")
+    assert ingredients.own_source() == before
+    for file in (package / "graph/a.py", package / "quantize/b.py", rows_file):
+        file.write_text("2")
+        assert ingredients.own_source() != before
+        file.write_text("1")
+    assert ingredients.own_source() == before
+
+
 def test_command_says_what_was_run(tmp_path: Path) -> None:
-    options = accuracy.Options(tmp_path, tmp_path, tmp_path, ("auto", "mse"), tune=True, max_frames=4)
+    options = accuracy.Options(tmp_path, tmp_path, tmp_path, ("auto", "mse"), trial.Selection(tune=True, most=4))
     assert options.command() == "python benchmarks/accuracy.py ../shared --only auto,mse --tune --max-frames 4"
 
 
@@ -171,7 +198,7 @@ def inputs(tiny_model: Path, street: Path, tmp_path_factory: pytest.TempPathFact
     assert spec is not None
     frames = CalibrationFrames.collect([street / "images"], spec, limit=3)
     path = io.save(model, work / "fp32.onnx")
-    return rows.Inputs(path, model, spec, accuracy.stored_frames(frames, work), work / "envs")
+    return rows.Inputs(path, model, spec, trial.stored_frames(frames, work), work / "envs")
 
 
 @pytest.fixture(scope="module")
@@ -195,14 +222,14 @@ def test_a_row_is_made_once_for_the_same_inputs(
         calls.append(1)
         return model
 
-    monkeypatch.setattr(accuracy, "INGREDIENTS", {"same": count})
-    run = partial(accuracy.quantized, "same", inputs, work=tmp_path, progress=_silent)
+    monkeypatch.setattr(ingredients, "INGREDIENTS", {"same": count})
+    run = partial(ingredients.quantized, "same", inputs, work=tmp_path, progress=_silent)
     first = run(frames=frames)
     assert run(frames=frames) == first
     assert calls == [1]
     (tmp_path / first["file"]).unlink()
     assert run(frames=frames)["sha256"] == first["sha256"]
-    monkeypatch.setattr(accuracy, "own_source", lambda: "other code")
+    monkeypatch.setattr(ingredients, "own_source", lambda: "other code")
     changed = run(frames=frames)
     assert calls == [1, 1, 1]
     assert changed["file"] != first["file"]

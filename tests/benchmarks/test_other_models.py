@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import fit_scores
 import networks
 import other_models
+import trial
 
 from fcnopt import ExportOptions
 from fcnopt.backends.machine import describe_machine
@@ -151,15 +152,13 @@ def test_a_fitted_network_is_kept_until_its_inputs_change(
     assert not path.exists()
 
 
-def test_unknown_networks_and_no_frames_are_refused(tmp_path: Path) -> None:
+def test_unknown_networks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown networks fcn16s\n.*choose from torchfcn-fcn8s, fcn32s"):
         other_models.Options(tmp_path, tmp_path, only=("fcn16s",))
-    with pytest.raises(UsageError, match="at least one"):
-        other_models.Options(tmp_path, tmp_path, max_frames=0)
 
 
 def test_command_says_what_was_run(tmp_path: Path) -> None:
-    options = other_models.Options(tmp_path, tmp_path, ("fcn32s",), 4)
+    options = other_models.Options(tmp_path, tmp_path, ("fcn32s",), trial.Selection(most=4))
     assert options.command() == "python benchmarks/other_models.py ../shared --only fcn32s --max-frames 4"
 
 
@@ -176,7 +175,7 @@ def test_a_network_goes_the_whole_road(tiny_network: networks.Network, street: P
     for part in ("train", "val"):
         shutil.copytree(street / "images", camvid / part)
         shutil.copytree(street / "labels", camvid / f"{part}annot")
-    options = other_models.Options(tmp_path, tmp_path, max_frames=3)
+    options = other_models.Options(tmp_path, tmp_path, frames=trial.Selection(most=3))
     found = other_models.measured(tiny_network, options, tmp_path, _silent)
     assert found["evaluation"]["frames"] == 3
     assert found["fit"]["frames"] == 2

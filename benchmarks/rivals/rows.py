@@ -17,7 +17,7 @@ from fcnopt.backends.packages import version_of
 from fcnopt.errors import BackendError
 from fcnopt.graph.shapes import tensor_types
 from fcnopt.spec import ModelSpec
-from peers.environment import HERE, python_of, requirements, run
+from rivals.environment import HERE, python_of, requirements, run
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Peer:
 
 
 def _ort(inputs: Inputs, stem: Path, form: Any) -> Made:
-    from peers import ort_static
+    from rivals import ort_static
 
     output = stem.with_name(stem.name + ".onnx")
     name = inputs.model.graph.input[0].name

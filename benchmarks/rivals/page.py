@@ -1,4 +1,4 @@
-"""The figures of `benchmarks/accuracy.py` as a page."""
+"""The figures of `benchmarks/accuracy.py` as a page, and what other pages share with it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import Any
 
 def as_markdown(found: dict[str, Any]) -> str:
     """The figures as a page."""
-    machine = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    cpu = f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['isa'])}), {machine['memory_gib']} GiB"
     evaluation, calibration, reference = found["evaluation"], found["calibration"], found["reference"]
     lines = [
         "# INT8 by fcnopt and by others",
         "",
-        f"{cpu}; {versions}",
+        machine_line(found["machine"]),
         "",
         f"`{found['command']}`: {calibration['frames']} calibration frames of camvid/train; evaluated on "
         f"{evaluation['frames']} frames of {evaluation['title']}, every file by the same code on OpenVINO, with float "
@@ -38,26 +35,37 @@ def as_markdown(found: dict[str, Any]) -> str:
 
 def _row(row: dict[str, Any]) -> str:
     if "skipped" in row:
-        return f"| {row['title']} | not measured: {_cell(row['skipped'])} | | | | | | |"
-    interval, worst = row["drop_interval"], row["worst_class"]
-    cells = [
-        row["title"],
+        return f"| {row['title']} | not measured: {cell(row['skipped'])} | | | | | | |"
+    return f"| {' | '.join([row['title'], *figures(row)])} |"
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """CPU and versions, as `describe_machine` tells them."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    cpu = f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['isa'])}), {machine['memory_gib']} GiB"
+    return f"{cpu}; {versions}"
+
+
+def figures(row: dict[str, Any]) -> list[str]:
+    """Cells of a file: mIoU, drop, worst class, equal labels, INT8 MACs, seconds and MB."""
+    worst = row["worst_class"]
+    return [
         f"{row['miou']:.2f}",
-        f"{row['drop']:+.2f}" + _between(interval),
-        f"{worst['drop']:+.2f} {worst['name']}" + _between(worst["interval"]),
+        f"{row['drop']:+.2f}" + between(row["drop_interval"]),
+        f"{worst['drop']:+.2f} {worst['name']}" + between(worst["interval"]),
         f"{row['equal_labels']:.2f} %",
         f"{row['int8_macs_share']:.1%}",
         f"{row['seconds']:.0f}",
         f"{row['bytes'] / 1e6:.1f}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-def _between(interval: list[float] | None) -> str:
+def between(interval: list[float] | None) -> str:
+    """An interval in brackets, after a space; nothing where there is none."""
     return "" if interval is None else f" ({interval[0]:+.2f} to {interval[1]:+.2f})"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that does not end a cell of the table."""
     return " ".join(text.replace("|", "/").split())
 

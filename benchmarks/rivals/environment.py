@@ -13,6 +13,7 @@ from fcnopt.errors import BackendError
 HERE = Path(__file__).parent
 # It goes first: with it in place, no other package can pull in another build of it.
 _FIRST = "torch=="
+_READERS = "readers.txt"
 _TAIL_LINES = 12
 
 
@@ -33,8 +34,7 @@ def python_of(peer: str, envs: Path) -> Path:
     python, stamp = folder / "bin" / "python", folder / "installed.txt"
     if python.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return python
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    pip += shlex.split(os.environ.get("PIP_ARGS", ""))
+    pip = _pip(python)
     first = [line for line in wanted.splitlines() if line.startswith(_FIRST)]
     log = envs / f"{peer}.log"
     run([sys.executable, "-m", "venv", "--clear", str(folder)], log)
@@ -47,6 +47,26 @@ def python_of(peer: str, envs: Path) -> Path:
 def requirements(peer: str) -> str:
     """The pinned packages of a peer, one a line."""
     return (HERE / f"{peer}.txt").read_text(encoding="utf-8")
+
+
+def add_readers(peer: str, envs: Path) -> None:
+    """Install what reads clips, `readers.txt`, into a peer's environment, where that was not done yet.
+
+    Raises:
+        BackendError: It cannot be installed.
+    """
+    wanted = (HERE / _READERS).read_text(encoding="utf-8")
+    folder = envs / peer
+    stamp = folder / _READERS
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return
+    run([*_pip(folder / "bin" / "python"), "-r", str(HERE / _READERS)], envs / f"{peer}-readers.log")
+    stamp.write_text(wanted, encoding="utf-8")
+
+
+def _pip(python: Path) -> list[str]:
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    return command + shlex.split(os.environ.get("PIP_ARGS", ""))
 
 
 def run(command: list[str], log: Path) -> None:
@@ -66,10 +86,10 @@ def run(command: list[str], log: Path) -> None:
         except OSError as error:
             raise BackendError(f"{shown}: cannot be started: {error.strerror}", fix="install it") from error
     if done.returncode:
-        raise BackendError(f"{shown} ... failed: {_reason(log, done.returncode)}", fix=f"read {log}")
+        raise BackendError(f"{shown} ... failed: {last_words(log, done.returncode)}", fix=f"read {log}")
 
 
-def _reason(log: Path, code: int) -> str:
+def last_words(log: Path, code: int) -> str:
     """The last line of the log that says something, errors before warnings."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     tail = lines[-_TAIL_LINES:]
