@@ -29,8 +29,9 @@ from fcnopt.backends.base import Precision
 from fcnopt.backends.machine import describe_machine
 from fcnopt.errors import UsageError
 from fcnopt.graph import io
-from fcnopt.graph.passes import CPU_PASSES, PASSES, Pass, optimize
+from fcnopt.graph.passes import PASSES, Pass, optimize
 from fcnopt.graph.passes.border import BorderPass
+from fcnopt.graph.passes.phases import PhasesPass
 from fcnopt.graph.stats import stats_of
 from fcnopt.media import fit_frame, open_clip
 from fcnopt.quantize import CalibrationFrames, make_precision
@@ -100,9 +101,9 @@ def pairs(original: onnx.ModelProto, spec: ModelSpec, clip: Path, progress: Prog
     def optimized(passes: Sequence[Pass[Any]], model: onnx.ModelProto = original) -> onnx.ModelProto:
         return optimize(model, passes=passes, progress=progress)[0]
 
-    whole = optimized(PASSES)
-    border = tuple(one for one in PASSES if not isinstance(one, BorderPass))
-    yield from _differing(Pair(BorderPass.name, "fp32", optimized(border), whole))
+    whole, last = optimized(PASSES), (PhasesPass(),)
+    yield from _differing(Pair(BorderPass.name, "fp32", whole, optimized((BorderPass(),), whole)))
+    yield from _differing(Pair(PhasesPass.name, "fp32", whole, optimized(last, whole)))
     frames = CalibrationFrames.collect([clip], spec, limit=_CALIBRATION)
 
     def integers(tuning: Tuning) -> onnx.ModelProto:
@@ -112,10 +113,9 @@ def pairs(original: onnx.ModelProto, spec: ModelSpec, clip: Path, progress: Prog
 
     nearest, rounded = integers(replace(_ROUNDED, rounding=False)), integers(_ROUNDED)
     yield from _differing(Pair("raw frames into the first convolution", "int8", nearest, rounded))
-    yield from _differing(Pair(CPU_PASSES[0].name, "fp32", whole, optimized(CPU_PASSES, whole)))
-    last = optimized(CPU_PASSES, rounded)
-    yield from _differing(Pair(CPU_PASSES[0].name, "int8", rounded, last))
-    yield from _differing(Pair("both of INT8", "int8", nearest, last))
+    both = optimized(last, rounded)
+    yield from _differing(Pair(PhasesPass.name, "int8", rounded, both))
+    yield from _differing(Pair("both of INT8", "int8", nearest, both))
 
 
 def _differing(pair: Pair) -> Iterator[Pair]:

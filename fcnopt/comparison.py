@@ -19,7 +19,8 @@ from fcnopt.evaluate.pairing import pair
 from fcnopt.evaluate.parting import FACTOR_FRAMES, Frames, Network, part
 from fcnopt.evaluate.parting_result import Comparison
 from fcnopt.graph import io
-from fcnopt.graph.passes import CPU_PASSES, optimize
+from fcnopt.graph.passes import optimize
+from fcnopt.graph.passes.phases import PhasesPass
 from fcnopt.graph.prepost import attach
 from fcnopt.locate import model_file
 from fcnopt.media import Clip, fit_frame, open_clip
@@ -131,7 +132,7 @@ def _open(path: Path) -> _Opened:
 
 def _alike(one: onnx.ModelProto, two: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Both graphs, with the last rewrite for CPUs in both if it is in one, so that their logits can be compared."""
-    (last, (did,)), (other, (also,)) = (optimize(graph, passes=CPU_PASSES, verify=False) for graph in (one, two))
+    (last, (did,)), (other, (also,)) = (optimize(graph, passes=(PhasesPass(),), verify=False) for graph in (one, two))
     return (one, two) if bool(did.changed) == bool(also.changed) else (last, other)
 
 

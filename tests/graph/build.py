@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fcnopt.graph import io
 from fcnopt.graph.compare import compare
-from fcnopt.graph.passes import PASSES, Pass, PassReport, optimize
+from fcnopt.graph.passes import CPU_PASSES, PASSES, Pass, PassReport, optimize
 
 Dims = Sequence[int | str | None] | None
 TOLERANCE = 2e-6
@@ -77,7 +77,7 @@ def optimized(
 ) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
     """The model after optimization, checked, and held against the one before at two inputs of another seed."""
     kept = before.SerializeToString()
-    passes = PASSES if only is None else tuple(one for one in PASSES if isinstance(one, only))
+    passes = PASSES if only is None else tuple(one for one in (*PASSES, *CPU_PASSES) if isinstance(one, only))
     assert passes
     after, reports = optimize(before, passes=passes, strict=True)
     assert before.SerializeToString() == kept, "the model handed in was changed"

@@ -41,8 +41,7 @@ __all__ = [
 ]
 
 # Constants first, so that what follows sees them; BatchNormalization before plain arithmetic, so that a convolution
-# takes its own normalization rather than its neighbour's scale; crops when only real work stands above them; borders
-# last, when it is known which parts are asked for.
+# takes its own normalization rather than its neighbour's scale; crops last, when only real work stands above them.
 PASSES: tuple[Pass[Any], ...] = (
     DeadCodePass(),
     ConstantFoldPass(),
@@ -53,13 +52,15 @@ PASSES: tuple[Pass[Any], ...] = (
     ScaleShiftPass(),
     ActivationPass(),
     CropPass(),
-    BorderPass(),
 )
 
 WHOLE_FRAMES: tuple[Pass[Any], ...] = (FrameInputPass(),)
 """For INT8 on a CPU, before it is quantized."""
-CPU_PASSES: tuple[Pass[Any], ...] = (PhasesPass(),)
-"""For graphs that a CPU runtime shall run, after precision is set."""
+CPU_PASSES: tuple[Pass[Any], ...] = (BorderPass(), PhasesPass())
+"""For graphs that a CPU runtime shall run, after precision is set.
+
+Joins of constant borders are declined behind Q/DQ, and not offered to TensorRT, where they were not measured.
+"""
 
 
 def optimize(
