@@ -83,7 +83,8 @@ def build(
             f"--validation was given, but {wanted} leaves nothing to search",
             fix="add --precision int8, or bench instead",
         )
-    place = settings.folder / (settings.name or f"{source.stem}-{wanted}-{aim.file_safe}")
+    several = f"-b{settings.batch}" if settings.batch is not None and settings.batch > 1 else ""
+    place = settings.folder / (settings.name or f"{source.stem}-{wanted}-{aim.file_safe}{several}")
     bundles.prepare(place)
     report("load", 0.0)
     original = io.load(source)

@@ -19,6 +19,7 @@ from fcnopt.builder import build, optimize
 from fcnopt.bundle import Bundle, load
 from fcnopt.errors import BackendError, BuildError, BundleError, CalibrationError, FcnoptError, UsageError
 from fcnopt.graph import io
+from fcnopt.inspection import inspect
 from fcnopt.locate import find_reference, newest_bundle, newest_model
 from fcnopt.origin import ORIGIN_KEY, Origin
 from fcnopt.settings import BuildSettings
@@ -57,6 +58,8 @@ def test_engines_of_several_frames_at_a_time(
     )
     with load(one) as single, load(three) as engine:
         assert engine.batch == 3
+        assert three.name.endswith("-b3")
+        assert inspect(three).stats.macs == inspect(one).stats.macs, "a frame's"
         pairs = zip(engine.stream(street / "clip.mp4"), single.stream(street / "clip.mp4"), strict=True)
         assert np.mean([(a.labels == b.labels).mean() for a, b in pairs]) > 0.999
 

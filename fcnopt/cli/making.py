@@ -97,7 +97,7 @@ def optimize(model: Path | None, output: Path | None) -> None:
     help="What is held to it: the upper end of the drop's 95 % interval, or the mean. [default: interval]",
 )
 @click.option("--html", type=PATH, help="With a budget: write the search's table and Pareto plot as a page.")
-@click.option("--name", help="The bundle's name [default: MODEL-PRECISION-TARGET]")
+@click.option("--name", help="The bundle's name [default: MODEL-PRECISION-TARGET[-bBATCH]]")
 @click.option("--output", "folder", type=PATH, default=Path("engines"), show_default=True, help="Folder of bundles.")
 @click.option("--batch", type=int, help="Frames that the engine computes at once [default: as exported]")
 @click.option("--no-optimize", is_flag=True, help="Leave the graph as exported.")
@@ -121,7 +121,7 @@ def build(
     """
     from fcnopt.builder import build as run
     from fcnopt.bundle import Bundle
-    from fcnopt.locate import newest_model
+    from fcnopt.locate import ENGINES, newest_model
     from fcnopt.report.summaries import print_built
     from fcnopt.settings import BuildSettings, checked_precision
 
@@ -139,7 +139,7 @@ def build(
         )
     print_built(Bundle.read(path))
     show_search(path, html)
-    click.echo("next: fcnopt bench VIDEO")
+    click.echo("next: fcnopt bench VIDEO" + ("" if settings.folder == ENGINES else f" --engine {path}"))
 
 
 def show_search(bundle: Path, html: Path | None) -> None:

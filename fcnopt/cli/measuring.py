@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of a video: the CPU, the GPU (PyNvVideoCodec), or the GPU where it can.",
 )
-@click.option("--max-frames", type=int, help="Bench no more than the first of this many frames.")
+@click.option("--max-frames", type=int, help="Bench this many frames at most, the clip's first.")
 @click.option("--json", type=PATH, help="Write the result as data.")
 @click.option("--html", type=PATH, help="Write a page with tables, charts and frames.")
 @click.option("--overlay", type=PATH, help="Write a video (.mp4) with the first engine's labels.")

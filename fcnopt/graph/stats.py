@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import overload
 
 import onnx
 
@@ -56,7 +57,7 @@ def stats_of(model: onnx.ModelProto, size: Size | None = None) -> GraphStats:
         nodes=ops.total(),
         parameters=sum(parameters),
         parameter_bytes=sum(_tensor_bytes(TensorType(t.data_type, tuple(t.dims))) or 0 for t in tensors_of(model)),
-        macs=_total(macs),
+        macs=_a_frame(_total(macs), model),
         activation_bytes=_total(written),
         ops=dict(sorted(ops.items())),
     )
@@ -75,7 +76,19 @@ def macs_by_node(model: onnx.ModelProto, size: Size | None = None) -> dict[str, 
     light = _inferred(model, size)
     types = _types(model, light)
     counts = ((node.name or node.output[0], _macs(node, types)) for node in light.graph.node)
-    return {name: count for name, count in counts if count}
+    return {name: _a_frame(count, model) for name, count in counts if count}
+
+
+@overload
+def _a_frame(count: int, model: onnx.ModelProto) -> int: ...
+@overload
+def _a_frame(count: int | None, model: onnx.ModelProto) -> int | None: ...
+def _a_frame(count: int | None, model: onnx.ModelProto) -> int | None:
+    """What a graph that takes several uint8 frames [N, H, W, 3] at a time does for one."""
+    tensor = model.graph.input[0].type.tensor_type if model.graph.input else None
+    if count is None or tensor is None or tensor.elem_type != onnx.TensorProto.UINT8 or len(tensor.shape.dim) != 4:
+        return count
+    return count // max(1, int(tensor.shape.dim[0].dim_value))
 
 
 def _inferred(model: onnx.ModelProto, size: Size | None) -> onnx.ModelProto:
