@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import overload
 
 import onnx
 
@@ -64,7 +63,7 @@ def stats_of(model: onnx.ModelProto, size: Size | None = None) -> GraphStats:
 
 
 def macs_by_node(model: onnx.ModelProto, size: Size | None = None) -> dict[str, int]:
-    """Multiply-accumulates of each convolution and matrix product for one frame.
+    """Multiply-accumulates of each convolution and matrix product for one run: a frame, or the batch of the graph.
 
     Args:
         model: With its weights in memory.
@@ -76,13 +75,9 @@ def macs_by_node(model: onnx.ModelProto, size: Size | None = None) -> dict[str, 
     light = _inferred(model, size)
     types = _types(model, light)
     counts = ((node.name or node.output[0], _macs(node, types)) for node in light.graph.node)
-    return {name: _a_frame(count, model) for name, count in counts if count}
+    return {name: count for name, count in counts if count}
 
 
-@overload
-def _a_frame(count: int, model: onnx.ModelProto) -> int: ...
-@overload
-def _a_frame(count: int | None, model: onnx.ModelProto) -> int | None: ...
 def _a_frame(count: int | None, model: onnx.ModelProto) -> int | None:
     """What a graph that takes several uint8 frames [N, H, W, 3] at a time does for one."""
     tensor = model.graph.input[0].type.tensor_type if model.graph.input else None
