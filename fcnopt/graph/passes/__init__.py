@@ -59,7 +59,8 @@ WHOLE_FRAMES: tuple[Pass[Any], ...] = (FrameInputPass(),)
 CPU_PASSES: tuple[Pass[Any], ...] = (BorderPass(), PhasesPass())
 """For graphs that a CPU runtime shall run, after precision is set.
 
-Joins of constant borders are declined behind Q/DQ, and not offered to TensorRT, where they were not measured.
+The search for constant borders ends at the first Q/DQ, so that little of an INT8 graph is found; TensorRT is not
+offered it, where it was not measured.
 """
 
 
