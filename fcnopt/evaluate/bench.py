@@ -20,15 +20,15 @@ from fcnopt.evaluate.observe import BenchObserver, FrameSample, FrameSampler
 from fcnopt.evaluate.options import BenchOptions
 from fcnopt.evaluate.result import SCHEMA_VERSION, BenchResult, EngineResult, check_gates
 from fcnopt.evaluate.rounds import Rounds
-from fcnopt.evaluate.turns import Entrant, Turn, in_flight
+from fcnopt.evaluate.turns import Entrant, Turn, in_flight, uncounted
 from fcnopt.media.clips import Clip
 
 __all__ = ["BenchObserver", "BenchOptions", "BenchResult", "EngineResult", "FrameSample", "bench", "check_gates"]
 
-# A turn is long enough that its first frame, which starts the pipeline and is not in the FPS, is a small part of it.
+# Of the frames of a turn that its rate is taken from; those that start and drain the pipeline come on top of them.
 _TURN_S = 0.25
-_ROUND_FRAMES = (8, 32)
-_ROUND_LEADS = 4  # and as many times the frames in flight, of which the first are not in the FPS either
+_COUNTED_FRAMES = (8, 32)
+_COUNTED_LEADS = 4  # at least as many times the frames in flight
 _ROUND_BYTES = 256 << 20
 _FEW_FRAMES = 30
 _LIBRARIES = ("fcnopt", "numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cv2", "av")
@@ -122,17 +122,16 @@ def _warm_up(
 
 
 def _round_frames(options: BenchOptions, warm: Sequence[Turn], frames: int, clip: Clip, lead: int) -> int:
-    """Frames a turn: as asked for; else so that the fastest engine is busy for a while, within bounds.
+    """Frames a turn: as asked for; else so many that the fastest engine's rate is taken over a while, within bounds.
 
-    Bounds and frames are multiples of `lead`, the frames in flight, so that no batch is filled up within the clip.
+    They are a multiple of `lead`, the frames in flight, so that no batch is filled up within the clip.
     """
     if options.round_frames is not None:
         return min(options.round_frames, frames)
-    fewest, most = _ROUND_FRAMES
+    fewest, most = (max(bound, _COUNTED_LEADS * lead) for bound in _COUNTED_FRAMES)
     fastest = min((min(t.latency_ms for t in turn.times) / 1e3 for turn in warm if turn.times), default=_TURN_S)
-    fewest, most = (max(bound, _ROUND_LEADS * lead) for bound in (fewest, most))
-    wanted = min(max(math.ceil(_TURN_S / max(fastest, 1e-6)), fewest), most)
-    wanted = math.ceil(wanted / lead) * lead
+    counted = min(max(math.ceil(_TURN_S / max(fastest, 1e-6)), fewest), most)
+    wanted = math.ceil((counted + uncounted(options.prefetch, lead)) / lead) * lead
     height, width = clip.size
     fitting = _ROUND_BYTES // max(1, height * width * len(warm))  # a round's labels are held until they are scored
     return max(1, min(wanted, fitting, frames))

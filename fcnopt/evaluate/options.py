@@ -16,7 +16,8 @@ class BenchOptions:
     Attributes:
         max_frames: Most frames, from the clip's start; None for all.
         warmup_frames: Frames that every engine runs first; they are in no figure.
-        round_frames: Frames a turn; None chooses 8 to 32, more the faster the engines are.
+        round_frames: Frames a turn; None chooses so many that 8 to 32 count, more the faster the engines are, besides
+            those that start and drain the pipeline. Turns shorter than that are timed whole.
         prefetch: Frames that are decoded ahead of an engine at most.
         bootstrap_samples: Resampled clips for the intervals of the drop; 0 for no intervals.
         unknown_labels: What to do with values in label maps that are neither class nor ignored.

@@ -98,12 +98,13 @@ class EngineResult:
         name: Unique within the result.
         precision: "fp32", "int8", ...; empty where unknown.
         frame_size: (height, width) that the engine computed at.
-        fps: Frames a second end to end: decode, preprocess, inference and postprocess, overlapped as in use. The
-            first frame of a turn, which starts the pipeline, is not in it.
+        fps: Frames a second end to end: decode, preprocess, inference and postprocess, overlapped as in use.
+            Taken while the pipeline is neither filling nor draining; see `evaluate.turns`.
         fps_inference: Frames a second of inference alone, all batches in flight; None where the runtime gives no times.
         speedup: `fps` over the reference's.
         speedup_inference: `fps_inference` over the reference's.
-        fps_rounds: `fps` of each round, in order: how steady the machine was.
+        fps_rounds: `fps` of each round long enough to be timed without its start and end (of all rounds where none
+            is), in order: how steady the machine was.
         latency: From frame available to labels available.
         stages: Where the time goes.
         memory: What it takes.

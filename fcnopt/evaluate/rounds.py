@@ -20,7 +20,7 @@ from fcnopt.evaluate.options import BenchOptions
 from fcnopt.evaluate.resample import block_length, blocks_of
 from fcnopt.evaluate.result import EngineResult, Memory, Stages, Truth
 from fcnopt.evaluate.scores import Scorer, accuracy
-from fcnopt.evaluate.turns import Entrant, FrameTimes, Turn, close, in_flight
+from fcnopt.evaluate.turns import Entrant, FrameTimes, Pace, Turn, close, in_flight
 from fcnopt.media.clips import Clip, Frame
 
 
@@ -31,7 +31,7 @@ class Contender:
         entrant: Runs it.
         scorer: Its accuracy.
         times: One a frame.
-        rounds: (frames, seconds) of each turn; see `Turn.paced`.
+        rounds: Of each turn.
         peak_mib: See `Memory.process_peak_mib`.
         growth_mib: See `Memory.growth_mib`.
     """
@@ -40,7 +40,7 @@ class Contender:
         self.entrant = entrant
         self.scorer = scorer
         self.times: list[FrameTimes] = []
-        self.rounds: list[tuple[int, float]] = []
+        self.rounds: list[Pace] = []
         self.peak_mib: float | None = None
         self.growth_mib: float | None = None
 
@@ -48,8 +48,13 @@ class Contender:
         """Take over the figures of a turn that counts."""
         self.times += turn.times
         if turn.times:
-            self.rounds.append(turn.paced)
+            self.rounds.append(turn.pace)
         self.remember_memory(turn)
+
+    @property
+    def paces(self) -> list[Pace]:
+        """Those of `rounds` that the rate is taken from: a turn timed whole counts only where all of them are."""
+        return [pace for pace in self.rounds if not pace.whole] or self.rounds
 
     def remember_memory(self, turn: Turn) -> None:
         """Take over the memory of a turn; warm-up counts here, because buffers are allocated in it."""
@@ -200,7 +205,7 @@ class Rounds:
             fps_inference=rate,
             speedup=fps / _fps(base),
             speedup_inference=rate / base_rate if rate and base_rate else None,
-            fps_rounds=tuple(count / wall for count, wall in own.rounds),
+            fps_rounds=tuple(pace.frames / pace.seconds for pace in own.paces),
             latency=LatencySummary.of([t.latency_ms for t in own.times]),
             stages=_stages(own.times),
             memory=Memory(own.peak_mib, own.growth_mib),
@@ -224,7 +229,7 @@ def _precision(entrant: Entrant, options: BenchOptions) -> str:
 
 
 def _fps(contender: Contender) -> float:
-    return sum(count for count, _ in contender.rounds) / sum(seconds for _, seconds in contender.rounds)
+    return sum(pace.frames for pace in contender.paces) / sum(pace.seconds for pace in contender.paces)
 
 
 def _fps_inference(contender: Contender) -> float | None:

@@ -2,11 +2,17 @@
 
 Within a turn the clip is decoded and fitted to the engine's size in the stream's reading thread while the engine
 infers, as in use. In use this pipeline is started once; here it is started and drained in every turn, which is no
-property of the engine. The rate of a turn is therefore that of the frames after its first: the clock runs from when
-the first frame's labels are done to when the last one's are, by when every stage has done its share of each of these
-frames. With several frames in flight, in batches or side by side, labels come in bursts, and the clock starts when as
-many are done as are in flight: from then on a burst of frames counts with the time that it took. A turn of no more
-frames than that has nothing to overlap with and is timed whole.
+property of the engine. While it starts, frames are read ahead that are inferred later; while it drains, frames are
+inferred and none is read. Where reading and inference share cores, a stretch that reads fewer frames than it infers
+shows too high a rate, and one that reads more too low a rate. The rate of a turn is therefore that of a stretch
+
+- from one frame done to another, in which as many frames are read as are done: at both ends as many are on their way;
+- whose frames are a multiple of those in flight, in batches or side by side, because their labels come in bursts;
+- that begins when at least as many are done as are in flight: before, a part of the engine had nothing to do;
+- that ends while the reader is fed, which is until it would read on beyond the turn: as in a stream without end.
+
+Of these stretches it is the one that ends last, when the number on their way has settled, and of those the longest. A
+turn too short for any is timed whole.
 
 Latency runs from "frame available" to "labels available". A clip can be decoded faster than it is inferred, so that
 decoded frames queue up; a camera's do not. A frame therefore counts as available when it has been decoded and the
@@ -20,8 +26,9 @@ last frame is not in it: that depends on the camera.
 
 from __future__ import annotations
 
+import bisect
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +53,58 @@ def in_flight(runner: Runner) -> int:
     return runner.in_flight * (runner.batch or 1)
 
 
+def uncounted(prefetch: int, lead: int) -> int:
+    """Frames of a turn, about, that are not in its pace: those read ahead, and `lead` in each of three places.
+
+    These are the first frames, with which the engine starts; and at the end those in the engine and those after it.
+
+    Args:
+        prefetch: Frames read ahead of the engine at most.
+        lead: Frames in flight.
+    """
+    return max(prefetch, lead) + 3 * lead
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Frames and the time that they took; what the rate of a turn is taken from.
+
+    Attributes:
+        frames: How many.
+        seconds: For all of them.
+        whole: They are the whole turn, which was too short for a stretch of it: the pipeline's start and end are in
+            the time.
+    """
+
+    frames: int = 0
+    seconds: float = 0.0
+    whole: bool = True
+
+
+def pace_of(start: float, fitted: Sequence[float], fed_until: float, done: Sequence[float], lead: int) -> Pace:
+    """The pace of a turn, as the module says; all times are of one clock, in seconds.
+
+    Args:
+        start: When the turn began.
+        fitted: When each frame was read and ready for the engine.
+        fed_until: When the reader was ready to read the frame after the last one.
+        done: When the labels of each frame were.
+        lead: Frames in flight.
+    """
+    pace = Pace(len(done), done[-1] - start if done else 0.0)
+    first: dict[tuple[int, int], int] = {}  # by frames on their way, and place within a burst
+    for place, now in enumerate(done):
+        if now > fed_until:
+            break
+        if place < lead - 1:
+            continue
+        on_their_way = bisect.bisect_right(fitted, now) - (place + 1)
+        begin = first.setdefault((on_their_way, place % lead), place)
+        if begin < place:
+            pace = Pace(place - begin, now - done[begin], whole=False)
+    return pace
+
+
 @dataclass(frozen=True)
 class FrameTimes:
     """Where the time of one frame went, in ms."""
@@ -64,14 +123,13 @@ class Turn:
     Attributes:
         labels: uint8 [H, W] a frame, at the frame's size.
         times: One a frame.
-        paced: (frames, seconds) for the rate: the frames after the first ones in flight, and from the last of these
-            done to the last frame done. With no more frames than these, all of them and the whole time.
+        pace: For the rate.
         memory: Of the process during the turn.
     """
 
     labels: list[NDArray[np.uint8]] = field(default_factory=list)
     times: list[FrameTimes] = field(default_factory=list)
-    paced: tuple[int, float] = (0, 0.0)
+    pace: Pace = field(default_factory=Pace)
     memory: PeakMemory = field(default_factory=PeakMemory)
 
 
@@ -84,6 +142,14 @@ class _Fed:
     decode_ms: float
     preprocess_ms: float
     fitted: float
+
+
+@dataclass
+class _Feed:
+    """What was fed in a turn. `until` is when the reader last turned to the clip, a time of `perf_counter`."""
+
+    frames: list[_Fed] = field(default_factory=list)
+    until: float = 0.0
 
 
 class Entrant:
@@ -121,16 +187,16 @@ class Entrant:
             FcnoptError: The engine failed; the message names engine and frame. Any other exception of the engine
                 is a fault of its runtime or of fcnopt: it is passed on with a note that names engine and frame.
         """
-        turn, fed = Turn(), list[_Fed]()
-        source = self._feed(count, fed)
+        turn, feed = Turn(), _Feed()
+        source = self._feed(count, feed)
         stream = self.runner.stream(source, prefetch=self._prefetch)
         try:
             with turn.memory:
-                self._run(turn, fed, stream)
+                self._run(turn, feed, stream)
         except Exception as error:
             if error is self._clip_error:
                 raise
-            place = len(turn.times)
+            place, fed = len(turn.times), feed.frames
             where = f"{self.name}, frame {fed[place].index if place < len(fed) else self._drawn}"
             if isinstance(error, FcnoptError):
                 raise type(error)(f"{where}: {error.message}", fix=error.fix) from error
@@ -141,9 +207,9 @@ class Entrant:
             source.close()
         return turn
 
-    def _run(self, turn: Turn, fed: list[_Fed], stream: Iterator[Outputs]) -> None:
-        start = lead_done = before = time.perf_counter()
-        lead = in_flight(self.runner)
+    def _run(self, turn: Turn, feed: _Feed, stream: Iterator[Outputs]) -> None:
+        fed, all_done = feed.frames, list[float]()
+        start = before = time.perf_counter()
         for outputs in stream:
             if len(turn.times) >= len(fed):
                 raise BackendError("it gave more labels than it was given frames", fix="check the runtime's stream")
@@ -155,20 +221,18 @@ class Entrant:
             service_ms = max((done - max(this.fitted, before)) * 1e3, outputs.inference_ms + post_ms)
             latency_ms = this.preprocess_ms + service_ms
             turn.times.append(FrameTimes(this.decode_ms, this.preprocess_ms, outputs.inference_ms, post_ms, latency_ms))
-            if len(turn.times) == lead:
-                lead_done = done
+            all_done.append(done)
             before = done
-        frames = len(turn.times)
-        turn.paced = (frames - lead, before - lead_done) if frames > lead else (frames, before - start)
         if len(turn.times) != len(fed):
             raise BackendError(
                 f"it gave labels for {len(turn.times)} of {len(fed)} frames", fix="check the runtime's stream"
             )
+        turn.pace = pace_of(start, [frame.fitted for frame in fed], feed.until, all_done, in_flight(self.runner))
 
-    def _feed(self, count: int, fed: list[_Fed]) -> Generator[NDArray[np.uint8], None, None]:
+    def _feed(self, count: int, feed: _Feed) -> Generator[NDArray[np.uint8], None, None]:
         """Frames fitted to the engine; runs in the stream's reading thread."""
         for _ in range(count):
-            start = time.perf_counter()
+            start = feed.until = time.perf_counter()
             frame = self._next_frame()
             if frame is None:
                 return
@@ -177,8 +241,10 @@ class Entrant:
             image = fit_frame(frame.image, self.runner.spec.frame)
             fitted = time.perf_counter()
             height, width = frame.image.shape[:2]
-            fed.append(_Fed(frame.index, (height, width), (decoded - start) * 1e3, (fitted - decoded) * 1e3, fitted))
+            times = (decoded - start) * 1e3, (fitted - decoded) * 1e3, fitted
+            feed.frames.append(_Fed(frame.index, (height, width), *times))
             yield image
+        feed.until = time.perf_counter()
 
     def _next_frame(self) -> Frame | None:
         try:

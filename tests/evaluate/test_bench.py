@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fcnopt.evaluate.bench import bench
 from fcnopt.evaluate.confusion import ConfusionMatrix, bootstrap_drop
+from fcnopt.evaluate.options import BenchOptions
 from fcnopt.media.clips import Frame
 from tests.evaluate.fakes import CLASSES, SMALL, FakeClip, FakeRunner, wrong_corner
 
@@ -155,10 +156,16 @@ def test_max_frames_stops_early() -> None:
 
 
 def test_round_frames_follow_the_fastest_engine() -> None:
+    """Counted are 8 to 32; seven more start and drain the pipeline."""
     fast = bench(FakeClip(frames=40), [], FakeRunner())
-    slow = bench(FakeClip(frames=9), [], FakeRunner(sleep_s=0.04))
-    assert fast.round_frames == 32
-    assert slow.round_frames == 8
+    slow = bench(FakeClip(frames=16), [], FakeRunner(sleep_s=0.04))
+    assert fast.round_frames == 39
+    assert slow.round_frames == 15
+    assert bench(FakeClip(frames=40), [], FakeRunner(), BenchOptions(prefetch=2)).round_frames == 37
+
+
+def test_a_turn_is_no_longer_than_the_clip() -> None:
+    assert bench(FakeClip(frames=9), [], FakeRunner()).round_frames == 9
 
 
 def test_engines_of_one_name_are_numbered() -> None:

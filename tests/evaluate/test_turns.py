@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from fcnopt.backends.base import Outputs
 from fcnopt.evaluate.bench import bench
+from fcnopt.evaluate.turns import Entrant
 from fcnopt.media.clips import Frame, fit_frame
 from fcnopt.spec import FrameSpec
 from tests.evaluate.fakes import SMALL, FakeClip, FakeRunner
@@ -39,11 +41,13 @@ def test_latency_does_not_count_waiting_in_the_read_ahead_queue() -> None:
 
 
 class SlowClip(FakeClip):
-    """Decoding a frame takes 30 ms."""
+    """Decoding a frame takes `read_s`."""
+
+    read_s = 0.03
 
     def images(self) -> Iterator[Frame]:
         for frame in super().images():
-            time.sleep(0.03)
+            time.sleep(self.read_s)
             yield frame
 
 
@@ -67,11 +71,32 @@ def test_latency_counts_fitting_the_frame(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_starting_the_pipeline_is_not_charged_to_every_turn() -> None:
-    """Decoding and inference of 30 ms each side by side: 33 frames a second, whatever the length of a turn."""
-    slow = FakeRunner(sleep_s=0.03, inference_ms=30.0)
-    result = bench(SlowClip(frames=16), [], slow, replace(SMALL, round_frames=2))
-    assert len(result.reference.fps_rounds) == 8
-    assert 26.0 < result.reference.fps < 40.0  # 22 with the start of each turn
+    """Decoding of 120 ms beside inference of 100 ms: 8.3 frames a second, whatever the length of a turn."""
+    clip = SlowClip(frames=8)
+    clip.read_s = 0.12
+    result = bench(clip, [], FakeRunner(sleep_s=0.1, inference_ms=100.0), SMALL)
+    assert len(result.reference.fps_rounds) == 2
+    assert 7.5 < result.reference.fps < 9.0  # 6.9 with the start of each turn of 4
+
+
+def test_the_pace_of_a_turn_is_taken_while_the_reader_is_fed() -> None:
+    """The last frames are done after the reader has read them all."""
+    with contextlib.closing(Entrant(FakeRunner(sleep_s=0.03), "a", FakeClip(frames=20), prefetch=4)) as entrant:
+        pace = entrant.run(16).pace
+        assert not pace.whole
+        assert 1 <= pace.frames < 15
+        assert pace.seconds >= 0.03 * pace.frames
+        last = entrant.run(16).pace  # the clip's last four, which are all read before the first of them is done
+        assert (last.frames, last.whole) == (4, True)
+
+
+def test_a_turn_timed_whole_is_not_in_the_rate_where_others_are_not() -> None:
+    """Of 20 frames the last four are a turn too short to be timed but whole."""
+    options = replace(SMALL, round_frames=16)
+    result = bench(FakeClip(frames=20), [], FakeRunner(sleep_s=0.03, inference_ms=30.0), options)
+    assert len(result.reference.fps_rounds) == 1
+    assert result.reference.fps == pytest.approx(result.reference.fps_rounds[0])
+    assert result.reference.latency.frames == 20
 
 
 def test_turns_of_one_frame_are_timed_whole() -> None:
