@@ -90,14 +90,17 @@ class CalibrationFrames:
     _order: tuple[int, ...]
 
     @classmethod
-    def collect(cls, paths: Sequence[Path], spec: ModelSpec, *, limit: int = 64) -> CalibrationFrames:
+    def collect(
+        cls, paths: Sequence[Path], spec: ModelSpec, *, limit: int = 64, topic: str | None = None
+    ) -> CalibrationFrames:
         """Read frames, evenly spaced over all that there are.
 
         Args:
-            paths: Images, folders of images or clips, and videos. Label maps among them are left out, and so are
+            paths: Images, videos, robot logs, and folders of them. Label maps among them are left out, and so are
                 pictures that cannot be decoded; `notes` say which.
             spec: Of the model; frames are resized as it says. Where it leaves the size open they keep their own.
             limit: Most frames to take; from more, evenly spaced ones.
+            topic: Of robot logs among the paths; None takes the only one with images of each.
 
         Raises:
             CalibrationError: There are no frames, they differ in size where the model takes any size, or the
@@ -107,7 +110,7 @@ class CalibrationFrames:
         if limit < 1:
             raise CalibrationError(f"calibration: {limit} frames were asked for", fix="ask for at least one frame")
         left = LeftOut()
-        sources = find_sources(paths, spec.classes, left)
+        sources = find_sources(paths, spec.classes, left, topic)
         available = sum(map(len, sources))
         count = min(limit, available)
         wanted = [index * available // count for index in range(count)]

@@ -31,17 +31,11 @@ import onnx_graphsurgeon as gs
 from fcnopt.graph.passes import fusion_groups
 from fcnopt.quantize.methods import Quantized
 from fcnopt.quantize.scales import Unfit
+from fcnopt.quantize.scorelayers import WEIGHTED, score_layers, score_readers
 
 MIN_CHANNELS = 16
 KEPT_FLOAT = "kept float for accuracy"
 FP8_MAX_TAPS = 32  # 5x5 runs in FP8, 6x6 in half (TensorRT-RTX 1.7, sm89 and sm120)
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# What a score may pass on its way to the logits: linear, or a mere move of data.
-_LINEAR = frozenset({
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "ConvTranspose", "DepthToSpace", "Div", "Dropout",
-    "Flatten", "GlobalAveragePool", "Identity", "Mul", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Sub",
-    "Sum", "Transpose", "Unsqueeze", "Upsample",
-})  # fmt: skip
 # What a runtime fuses into the weighted operation before it; it must see that operation's own result.
 _EPILOGUE = frozenset({"BatchNormalization", "Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "Elu"})
 
@@ -121,12 +115,12 @@ def place(
         floats: First outputs of layers that are to stay float.
         whole_frames: Whether the runtime multiplies uint8 frames as they are.
     """
-    scores = _scores(graph, logits)
+    scores = score_layers(graph, logits)
     first = _first_layers(graph)
     layers: list[gs.Node] = []
     declined: list[Declined] = []
     for node in graph.nodes:
-        if node.op not in _WEIGHTED:
+        if node.op not in WEIGHTED:
             continue
         whole = whole_frames and precision == "int8" and reads_whole_numbers(node)
         reason = _reason(node, scores, first, whole=whole) or (_no_fp8_kernel(node) if precision == "fp8" else None)
@@ -138,7 +132,11 @@ def place(
             layers.append(node)
         else:
             declined.append(Declined(node.name or node.outputs[0].name, reason))
-    return Placement(tuple(node.outputs[0].name for node in layers), _points(graph, layers, scores), tuple(declined))
+    return Placement(
+        tuple(node.outputs[0].name for node in layers),
+        _points(graph, layers, score_readers(graph, scores)),
+        tuple(declined),
+    )
 
 
 def reads_whole_numbers(node: gs.Node) -> bool:
@@ -187,32 +185,15 @@ def _no_fp8_kernel(node: gs.Node) -> str | None:
     return f"{'x'.join(map(str, kernel))} kernel: TensorRT computes FP8 with up to {FP8_MAX_TAPS} taps"
 
 
-def _scores(graph: gs.Graph, logits: str) -> set[int]:
-    """Conv and Gemm nodes met first on every linear path back from the logits."""
-    found: set[int] = set()
-    seen: set[int] = set()
-    pending = [node for node in graph.nodes if any(tensor.name == logits for tensor in node.outputs)]
-    while pending:
-        node = pending.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if node.op in _WEIGHTED and node.op != "ConvTranspose":
-            found.add(id(node))
-        elif node.op in _LINEAR:
-            pending.extend(producer for tensor in node.inputs for producer in tensor.inputs)
-    return found
-
-
 def _first_layers(graph: gs.Graph) -> set[int]:
     """Weighted nodes with no weighted node before them."""
     after: dict[int, bool] = {}  # by node: whether it, or something before it, is weighted
     first = set()
     for node in graph.nodes:
         before = any(after.get(id(producer), False) for tensor in node.inputs for producer in tensor.inputs)
-        if node.op in _WEIGHTED and not before:
+        if node.op in WEIGHTED and not before:
             first.add(id(node))
-        after[id(node)] = before or node.op in _WEIGHTED
+        after[id(node)] = before or node.op in WEIGHTED
     return first
 
 
@@ -264,7 +245,7 @@ def _reads_quantized(reader: gs.Node, tensor: gs.Tensor, chosen: dict[str, gs.Te
     if reader.op in ("Shape", "Size"):
         return False
     producer = tensor.inputs[0] if tensor.inputs else None
-    if producer is not None and producer.op in _WEIGHTED | {"BatchNormalization"} and reader.op in _EPILOGUE:
+    if producer is not None and producer.op in WEIGHTED | {"BatchNormalization"} and reader.op in _EPILOGUE:
         return False
     if reader.op not in ("Add", "Sum"):
         return True

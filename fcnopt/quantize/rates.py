@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fcnopt.backends.cpurates import macs_a_cycle
 from fcnopt.backends.machine import describe_machine, gpu_capabilities
 from fcnopt.backends.targets import Target
 from fcnopt.errors import UsageError
@@ -57,12 +58,8 @@ GPUS: Mapping[int, Rates] = {
 }
 """By compute capability."""
 
-# Multiply-accumulates a cycle and core (Intel 64 and IA-32 Architectures Optimization Reference Manual), at 2.5 GHz.
-# Two 512-bit FMA units: 32 in FP32, 128 in INT8 with VPDPBUSD, 64 in BF16 with VDPBF16PS. One AMX unit: 1024 in INT8,
-# 512 in BF16. AVX2 without VNNI: 16 in FP32, and three instructions for 32 in INT8. Bandwidth is a core's share of
-# its package: Xeon Platinum 8380 (204.8 GB/s, 40 cores) and 8480+ (307.2 GB/s, 56 cores) data sheets.
 _GHZ = 2.5
-_FLOAT_CYCLE: Mapping[str, float] = {"avx2": 16, "avx512": 32}
+# A core's share of its package: Xeon Platinum 8380 (204.8 GB/s, 40 cores) and 8480+ (307.2 GB/s, 56 cores) data sheets.
 _CPU_GBYTES = {"vnni": 204.8 / 40, "amx": 307.2 / 56}
 
 
@@ -73,17 +70,10 @@ def cpu_rates(isa: tuple[str, ...], cores: int) -> Rates:
         isa: As `describe_machine` names extensions.
         cores: That the runtime may use.
     """
-    wide = "avx512" in isa
-    floats = _FLOAT_CYCLE["avx512" if wide else "avx2"]
     amx = "amx-int8" in isa
-    cycle = {"fp32": floats, "int8": 4 * floats if "vnni" in isa else floats * 4 / 3}
-    if "bf16" in isa:
-        cycle["bf16"] = 2 * floats
-    if amx:
-        cycle |= {"int8": 1024, "bf16": 512}
-    kind = "amx" if amx else "vnni" if "vnni" in isa else "avx512" if wide else "avx2"
+    kind = "amx" if amx else "vnni" if "vnni" in isa else "avx512" if "avx512" in isa else "avx2"
     gbytes = _CPU_GBYTES["amx" if amx else "vnni"] * cores
-    gmacs = {precision: macs * _GHZ * cores for precision, macs in cycle.items()}
+    gmacs = {precision: macs * _GHZ * cores for precision, macs in macs_a_cycle(isa).items()}
     return Rates(f"CPU with {kind}, {cores} cores", gmacs, gbytes)
 
 
@@ -101,7 +91,11 @@ def rates_of(target: Target) -> Rates:
 
 
 def fallback_of(target: Target, rates: Rates) -> Fallback:
-    """What a layer that is not quantized computes in."""
+    """What a layer that is not quantized computes in.
+
+    On OpenVINO a heavy layer: an engine whose float layers are all small takes FP32 for them, which an estimate need
+    not know, as it does so only where that costs next to nothing (`fcnopt.backends.openvino_mode`).
+    """
     if target.form == "tensorrt":
         return "fp16"
     return "bf16" if target.runtime == "openvino" and "bf16" in rates.gmacs else "fp32"

@@ -53,6 +53,7 @@ def collect_diverse(
     model: onnx.ModelProto,
     *,
     limit: int = 64,
+    topic: str | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> CalibrationFrames:
     """Read frames that cover what the paths show.
@@ -63,6 +64,7 @@ def collect_diverse(
         model: FP32, its first input the frames. It runs on up to `CANDIDATES` evenly spaced frames for every one
             that is taken, as far as its layers before the scores.
         limit: Most frames to take.
+        topic: As for `CalibrationFrames.collect`.
         progress: Called with the fraction done.
 
     Raises:
@@ -71,7 +73,7 @@ def collect_diverse(
         GraphError: The network has no class scores.
     """
     pool = max(limit * FEWEST_CANDIDATES, min(limit * CANDIDATES, MOST_CANDIDATES)) if limit > 0 else limit
-    return diverse(CalibrationFrames.collect(paths, spec, limit=pool), model, limit, progress)
+    return diverse(CalibrationFrames.collect(paths, spec, limit=pool, topic=topic), model, limit, progress)
 
 
 def diverse(

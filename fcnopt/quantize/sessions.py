@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
 _UNKNOWN_TO_OPENVINO = frozenset({17})  # onnx.TensorProto.FLOAT8E4M3FN
+_INT8 = 3  # onnx.TensorProto.INT8
 
 
 class Session(Closing):
@@ -109,10 +110,15 @@ def openvino_misreads(model: onnx.ModelProto) -> bool:
     """Whether OpenVINO would run a quantized graph wrongly, or not at all.
 
     It has no FP8, and OpenVINO 2026.4 joins symmetric INT8 tensors with wrong values (a third of the logits' range off
-    in a small network with a Concat; ONNX Runtime and the reference evaluator agree with each other).
+    in a small network with a Concat; ONNX Runtime and the reference evaluator agree with each other). Joins of uint8
+    and of floats are right.
     """
-    kinds = {initializer.data_type for initializer in model.graph.initializer}
-    return bool(kinds & _UNKNOWN_TO_OPENVINO) or any(node.op_type == "Concat" for node in model.graph.node)
+    kinds = {initializer.name: initializer.data_type for initializer in model.graph.initializer}
+    if not _UNKNOWN_TO_OPENVINO.isdisjoint(kinds.values()):
+        return True
+    zeros = (node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2)
+    symmetric = any(kinds.get(name) == _INT8 for name in zeros)
+    return symmetric and any(node.op_type == "Concat" for node in model.graph.node)
 
 
 def judging(model: onnx.ModelProto, name: str) -> Session | OpenVinoSession:

@@ -1,4 +1,4 @@
-"""Where calibration frames come from: the pictures and videos under some paths, never their label maps.
+"""Where calibration frames come from: the pictures, videos and robot logs under some paths, never their label maps.
 
 A data set lies in folders of pictures beside folders of label maps, and a label map is a picture too. Known layouts
 are told by their folders' names, others by what is in the files: an 8-bit PNG of one channel that holds no value but
@@ -18,6 +18,7 @@ from fcnopt.errors import CalibrationError, MediaError
 from fcnopt.media import Clip, open_clip
 from fcnopt.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_in, natural_key, read_image
 from fcnopt.media.labels import is_label_folder, read_label_map
+from fcnopt.media.logs import LOG_SUFFIXES, is_log
 from fcnopt.spec import ClassSpec
 
 IsLabelMap = Callable[[Path], bool]
@@ -74,21 +75,24 @@ class Pictures:
 Source = Pictures | Clip
 
 
-def find_sources(paths: Sequence[Path], classes: ClassSpec, left: LeftOut) -> list[Source]:
-    """The folders' pictures and the videos under `paths`, in natural order.
+def find_sources(paths: Sequence[Path], classes: ClassSpec, left: LeftOut, topic: str | None = None) -> list[Source]:
+    """The folders' pictures, the videos and the logs under `paths`, in natural order.
 
     Args:
-        paths: Pictures, videos, and folders of either, to any depth.
+        paths: Pictures, videos, robot logs, and folders of them, to any depth.
         classes: Tell a label map's values.
         left: Takes the folders of label maps.
+        topic: Of the logs; None takes the only one with images of each.
 
     Raises:
-        MediaError: A path is missing, or a video cannot be opened.
+        MediaError: A path is missing, or a video or log cannot be opened.
     """
     found: list[Source] = []
     for path in paths:
-        if path.is_dir():
-            found += _under(path, _label_test(classes), left, inside=_in_label_folder(path))
+        if is_log(path):
+            found.append(open_clip(path, topic=topic))
+        elif path.is_dir():
+            found += _under(path, _label_test(classes), left, topic, inside=_in_label_folder(path))
         elif path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
             if _in_label_folder(path.parent) or _label_test(classes)(path):
                 left.label_maps.append(path)
@@ -147,11 +151,13 @@ def nothing_found(paths: Sequence[Path], left: LeftOut) -> CalibrationError:
         )
     return CalibrationError(
         f"calibration: no frames found in {given}",
-        fix="put images or videos into calib/, or use --calibration PATH",
+        fix="put images, videos or robot logs into calib/, or use --calibration PATH",
     )
 
 
-def _under(folder: Path, is_label_map: IsLabelMap, left: LeftOut, *, inside: bool) -> Iterator[Source]:
+def _under(
+    folder: Path, is_label_map: IsLabelMap, left: LeftOut, topic: str | None, *, inside: bool
+) -> Iterator[Source]:
     """As `fcnopt.media.list_clips`, but the pictures stay files, of which only those that are drawn are read."""
     if inside or is_label_folder(folder.resolve()):
         left.folders.append(folder)
@@ -163,9 +169,13 @@ def _under(folder: Path, is_label_map: IsLabelMap, left: LeftOut, *, inside: boo
         yield Pictures(tuple(pictures))
     for path in files_in(folder, VIDEO_SUFFIXES):
         yield open_clip(path)
+    for path in files_in(folder, LOG_SUFFIXES):
+        yield open_clip(path, topic=topic)
     for inner in sorted((p for p in folder.iterdir() if p.is_dir()), key=natural_key):
-        if not inner.name.startswith("."):
-            yield from _under(inner, is_label_map, left, inside=False)
+        if is_log(inner) and not inner.name.startswith("."):
+            yield open_clip(inner, topic=topic)
+        elif not inner.name.startswith("."):
+            yield from _under(inner, is_label_map, left, topic, inside=False)
 
 
 def _draw_pictures(

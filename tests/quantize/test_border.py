@@ -1,4 +1,4 @@
-"""Constants joined on a padded network: quantization keeps its layers, its numbers and TensorRT's INT8 kernels."""
+"""Constants joined on a padded network, before it is quantized and after: layers, numbers and kernels stay INT8's."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
 from fcnopt.backends.base import BuildOptions
+from fcnopt.backends.openvino import executed_layers
 from fcnopt.backends.tensorrt import TensorRtBuilder
 from fcnopt.graph.passes import border_plan, optimize
 from fcnopt.graph.passes.border import BorderPass
+from fcnopt.graph.stats import stats_of
 from fcnopt.quantize import CalibrationFrames, make_precision
 from fcnopt.quantize.qdq import Form
+from fcnopt.quantize.tune import Tuning
 from tests.quantize.nets import CLASSES, SIZE, Net, images, ops, run, spec, write_images
 
 LAYERS = ["node_conv0b", "node_conv1a", "node_conv1b", "node_deep"]
@@ -112,3 +116,56 @@ def test_tensorrt_pools_and_joins_in_int8(
     assert {convolutions[name] for name in LAYERS} == {"int8"}
     # the pool before the skip's score stays float for it; both pools run in INT8 for the layers behind the joins
     assert [layer.precision for layer in built.layers if layer.kind == "maxpool"].count("int8") == 2
+
+
+@pytest.fixture(params=[False, True], ids=["normalized frames", "raw frames"])
+def integers(
+    request: pytest.FixtureRequest, rng: np.random.Generator, frames: CalibrationFrames, monkeypatch: pytest.MonkeyPatch
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The network in INT8 for a CPU, without the pass and with it, in the order in which a build does it."""
+    monkeypatch.setattr(border_plan, "_WRITE_MACS", 0)
+    tuning = Tuning(equalize=False, refine=False, rounding=request.param, bias=False)
+    model, _ = optimize(padded(rng))
+    plain = make_precision(model, spec(), "int8", form="cpu", frames=frames, method="mse", tuning=tuning).model
+    assert ops(plain).count("Concat") == int(request.param)  # raw frames come with a constant channel
+    joined, _ = optimize(plain, passes=(BorderPass(),), strict=True)
+    assert ops(joined).count("Concat") == ops(plain).count("Concat") + 4
+    assert (stats_of(joined).macs or 0) < 0.6 * (stats_of(plain).macs or 0)
+    return plain, joined
+
+
+def test_onnx_runtime_gives_the_same_labels_by_as_many_integer_layers(
+    integers: tuple[onnx.ModelProto, onnx.ModelProto], tmp_path: Path
+) -> None:
+    found = [labels(model, np.random.default_rng(5)) for model in integers]
+    assert len(np.unique(found[0])) > 1
+    np.testing.assert_array_equal(*found)
+    operators = []
+    for model in integers:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # "saved for this machine alone"
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        operators.append(ops(onnx.load(tmp_path / "optimized.onnx")))
+    without, joined = operators
+    assert without.count("QLinearConv") == joined.count("QLinearConv") >= 3
+    assert without.count("QuantizeLinear") == joined.count("QuantizeLinear")
+
+
+def test_openvino_gives_the_same_labels_by_as_many_integer_layers(
+    integers: tuple[onnx.ModelProto, onnx.ModelProto],
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    core, found, layers = openvino.Core(), [], []
+    for model in integers:
+        network = core.read_model(model.SerializeToString())
+        compiled = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        found.append(np.concatenate([compiled({0: frame})[0] for frame in images(np.random.default_rng(5), 4)]))
+        layers.append([(layer.kind, layer.precision) for layer in executed_layers(compiled, set())])
+    np.testing.assert_array_equal(*found)
+    without, joined = layers
+    kind = ("Convolution", "int8")
+    assert without.count(kind) == joined.count(kind) >= len(LAYERS)
+    joins = [precision for kind, precision in joined if kind == "Concatenation"]
+    assert len(joins) >= 4
+    assert set(joins) == {"int8"}

@@ -16,7 +16,7 @@ from fcnopt.graph.taps import expose, logits_name
 from fcnopt.quantize import choose
 from fcnopt.quantize.choose import Evidence, Judge, best, measure, warnings
 from fcnopt.quantize.placement import place
-from fcnopt.quantize.qdq import Grid, insert
+from fcnopt.quantize.qdq import Form, Grid, insert
 from fcnopt.quantize.sessions import OpenVinoSession, Session, judging
 from tests.quantize.nets import fcn, images, run
 from tests.quantize.test_refine import joined
@@ -133,4 +133,22 @@ def test_logits_that_are_not_numbers_are_refused(rng: np.random.Generator, preci
 def test_graphs_that_openvino_joins_wrongly_are_judged_by_onnx_runtime(rng: np.random.Generator) -> None:
     plain, join = fcn(rng), joined(rng)
     assert isinstance(judging(plain, logits_name(plain)), OpenVinoSession)
-    assert isinstance(judging(join, logits_name(join)), Session)
+    assert isinstance(judging(join, logits_name(join)), OpenVinoSession), "floats are joined rightly"
+    quantized = _quantized(join, "int8", "tensorrt")
+    assert isinstance(judging(quantized, logits_name(join)), Session)
+
+
+def test_openvino_judges_joins_of_uint8_as_onnx_runtime_does(rng: np.random.Generator) -> None:
+    join = _quantized(joined(rng), "uint8", "cpu")
+    name = logits_name(join)
+    assert "Concat" in {node.op_type for node in join.graph.node}
+    with judging(join, name) as fast, Session(join, (name,)) as sure:
+        assert isinstance(fast, OpenVinoSession)
+        for frame in images(rng, 3):
+            (found,), (expected,) = fast.run(frame), sure.run(frame)
+            assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def _quantized(model: onnx.ModelProto, kind: Literal["int8", "uint8"], form: Form) -> onnx.ModelProto:
+    placement = place(import_graph(model), logits_name(model))
+    return insert(model, placement, dict.fromkeys(placement.tensors, Grid.over((0.0, 8.0), kind)), form)

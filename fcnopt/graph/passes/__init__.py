@@ -59,8 +59,7 @@ WHOLE_FRAMES: tuple[Pass[Any], ...] = (FrameInputPass(),)
 CPU_PASSES: tuple[Pass[Any], ...] = (BorderPass(), PhasesPass())
 """For graphs that a CPU runtime shall run, after precision is set.
 
-The search for constant borders ends at the first Q/DQ, so that little of an INT8 graph is found; TensorRT is not
-offered it, where it was not measured.
+TensorRT is not offered constant borders, where they were not measured; the search for them ends at its symmetric Q/DQ.
 """
 
 

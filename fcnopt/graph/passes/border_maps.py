@@ -46,7 +46,8 @@ def constant_maps(view: GraphView, joins: Sequence[Tensor], name: str) -> dict[i
 def _hold(join: Tensor, one: Mapping[str, NDArray[Any]], two: Mapping[str, NDArray[Any]], name: str) -> None:
     key = join.tensor.name
     (top, bottom), (left, right) = join.computed
-    apart = np.abs(one[key] - two[key])
+    kind = np.result_type(one[key], np.float32)  # uint8 would wrap
+    apart = np.abs(np.subtract(one[key], two[key], dtype=kind))
     apart[:, :, top:bottom, left:right] = 0
     rows, columns = join.joined or join.computed
     if not apart[:, :, slice(*rows), slice(*columns)].max() <= TOLERANCE * np.abs(one[key]).max():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
-from fcnopt.graph.passes.view import GraphView
+from fcnopt.graph.passes.view import GraphView, is_onnx
 from fcnopt.graph.passes.windows import POOLS, Box, Local, area, clipped, hull, is_empty, local_of, size_of
 
 # What it takes to write one more element of an activation, in multiply-accumulates: several hundred on processors
@@ -143,11 +143,19 @@ class Planner:
             self._moving[id(result)] = whole if is_empty(reached) else reached
 
     def _may_join(self, local: Local) -> bool:
-        """Whether constants may be put on what a node writes: below pools, or where a reader wants to see all."""
-        tensor = local.node.outputs[0]
+        """Whether constants may be put on what a node writes: below pools, or where a reader wants to see all.
+
+        Where a pool's result is quantized, they are put on the integers.
+        """
+        node, tensor = local.node, local.node.outputs[0]
         if self._moving[id(tensor)] == size_of(tensor) or self._view.is_output(tensor):
             return False
-        return local.node.op in POOLS or any(id(reader) not in self._locals for reader in tensor.outputs)
+        if any(id(reader) not in self._locals for reader in tensor.outputs):
+            return True
+        if is_onnx(node, *POOLS):
+            return not any(is_onnx(reader, "QuantizeLinear") for reader in tensor.outputs)
+        above = self._view.producer(node.inputs[0])
+        return is_onnx(node, "QuantizeLinear") and above is not None and is_onnx(above, *POOLS)
 
     def _plan(self, joins: Iterable[gs.Tensor]) -> Plan:
         at = {id(tensor) for tensor in joins}

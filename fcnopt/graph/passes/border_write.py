@@ -1,4 +1,11 @@
-"""A plan written into the graph: paddings for parts of tensors, constants joined on, parts cut out."""
+"""A plan written into the graph: paddings for parts of tensors, constants joined on, parts cut out.
+
+A runtime sees an INT8 layer by the DequantizeLinear before it. Constants joined on behind that would make the layer
+float, so they are joined on before it, as uint8. Where a MaxPool stands between, it is taken before it too: it moves
+values and changes none, and a scale is positive, so
+
+    MaxPool(DequantizeLinear(q))  =  DequantizeLinear(MaxPool(q))
+"""
 
 from __future__ import annotations
 
@@ -15,6 +22,42 @@ from fcnopt.graph.passes.view import GraphView, is_onnx
 from fcnopt.graph.passes.windows import POOLS, SPATIAL, Box, Local, clipped, size_of
 
 Maps = Mapping[int, NDArray[Any]]
+
+
+def pool_integers(view: GraphView, plan: Plan) -> bool:
+    """Let each MaxPool that constants are to be joined on below read integers, where it reads what was some.
+
+    Args:
+        view: The graph that was planned for; edited in place, with shapes.
+        plan: Of no use afterwards if anything was changed.
+
+    Returns:
+        Whether anything was changed.
+    """
+    pools: list[gs.Node] = []
+    for join in plan.joins:
+        node = view.producer(join.tensor)
+        while node is not None and is_onnx(node, "MaxPool"):
+            pools.append(node)
+            node = view.producer(node.inputs[0])
+    # those above first: each finds the DequantizeLinear that the one above has passed on
+    return sum(_swap(view, pool) for pool in reversed(pools)) > 0
+
+
+def _swap(view: GraphView, pool: gs.Node) -> bool:
+    """A MaxPool behind a DequantizeLinear of uint8 before it; False where it is not behind one."""
+    back, result = view.producer(pool.inputs[0]), pool.outputs[0]
+    if back is None or not is_onnx(back, "DequantizeLinear") or back.inputs[0].dtype != np.uint8:
+        return False
+    data, *grid = back.inputs
+    whole = view.variable(f"{result.name}_quantized", data)
+    whole.shape = list(result.shape)
+    pool.inputs[0], pool.outputs[0] = data, whole
+    name = view.free_name(f"{result.name}_dequantize")
+    moved = gs.Node("DequantizeLinear", name, dict(back.attrs), [whole, *grid], [result])
+    place = next(index for index, node in enumerate(view.graph.nodes) if node is pool)
+    view.graph.nodes.insert(place + 1, moved)  # a planner reads nodes in order
+    return True
 
 
 def write_plan(view: GraphView, plan: Plan, maps: Maps) -> None:

@@ -7,7 +7,8 @@ the input's elements [o s - p, o s - p + K). So
     the input's [a, b) is read by outputs in     [ceil((a + p - K + 1) / s), floor((b - 1 + p) / s) + 1)
 
 and what lies outside of the input is padding. An operator on single elements is a window of extent 1, a crop at c one
-of padding -c.
+of padding -c. Quantization to uint8 with one scale is such an operator, and a weight that is stored in INT8 is as
+constant as the numbers it is made from. Symmetric INT8 is not followed: OpenVINO joins it with wrong values.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from fcnopt.graph.passes.affine import arithmetic_input, channel_vector
@@ -33,6 +35,7 @@ _UNARY = (
     "Relu", "Clip", "LeakyRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Abs", "Neg", "Sqrt",
     "Exp",
 )  # fmt: skip
+_UINT8_POOLS = 12  # the opset since which MaxPool takes uint8
 _MANY = ("Add", "Sub", "Mul", "Div", "Sum", "Max", "Min")
 
 
@@ -138,6 +141,8 @@ def _elementwise(view: GraphView, node: gs.Node) -> tuple[int, ...]:
     """The inputs that an operator on single elements reads pixels from; none where it is no such operator."""
     if is_onnx(node, *_UNARY, "BatchNormalization"):
         return (0,) if all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs[1:]) else ()
+    if is_onnx(node, "QuantizeLinear", "DequantizeLinear"):
+        return (0,) if _has_one_grid(view, node) else ()
     index = arithmetic_input(node)
     if index is not None:
         constant = view.array(node.inputs[1 - index])
@@ -149,12 +154,28 @@ def _elementwise(view: GraphView, node: gs.Node) -> tuple[int, ...]:
     return tuple(range(len(node.inputs))) if same and (joins or is_onnx(node, *_MANY)) else ()
 
 
+def _has_one_grid(view: GraphView, node: gs.Node) -> bool:
+    """Whether a quantization of pixels is to or from uint8, with one scale and zero point for all of them."""
+    if len(node.inputs) != 3 or isinstance(node.inputs[0], gs.Constant) or view.opset < _UINT8_POOLS:
+        return False
+    scale, zero = (view.array(tensor) for tensor in node.inputs[1:])
+    return scale is not None and zero is not None and scale.size == zero.size == 1 and zero.dtype == np.uint8
+
+
+def _is_constant(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant, or dequantized from constants alone."""
+    made = tensor.inputs[0] if tensor.inputs else None
+    if made is None or not is_onnx(made, "DequantizeLinear"):
+        return isinstance(tensor, gs.Constant)
+    return all(isinstance(value, gs.Constant) for value in made.inputs)
+
+
 def _sliding(node: gs.Node) -> Local | None:
     """A convolution or pooling whose padding is told by numbers and stays what it is in a part of the picture."""
     attrs, size, out = node.attrs, size_of(node.inputs[0]), size_of(node.outputs[0])
     if size is None or out is None or attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
-    if node.op == "Conv" and not all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:]):
+    if node.op == "Conv" and not all(map(_is_constant, node.inputs[1:])):
         return None
     kernel = node.inputs[1].shape[2:] if node.op == "Conv" else attrs["kernel_shape"]
     strides, dilations = attrs.get("strides") or (1, 1), attrs.get("dilations") or (1, 1)
