@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fcnopt.backends.base import Precision
 from fcnopt.backends.closing import Closing
-from fcnopt.backends.openvino import executed_layers, execution_mode, open_core
+from fcnopt.backends.openvino import executed_layers, open_core
+from fcnopt.backends.openvino_mode import compile_model
 from fcnopt.backends.packages import require
 from fcnopt.backends.targets import Target
 from fcnopt.errors import BackendError
@@ -81,9 +82,8 @@ class _OpenVinoTimer(LayerTimer):
     def __init__(self, model: onnx.ModelProto, precision: Precision) -> None:
         super().__init__()
         core = open_core("CPU")
-        mode = execution_mode(precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"), "CPU")
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": mode, "PERF_COUNT": "YES"}
-        compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", options)
+        graph = core.read_model(model.SerializeToString())
+        compiled = compile_model(core, graph, precision, "CPU", profile=True)
         layers = executed_layers(compiled, {node.name for node in model.graph.node})
         self._nodes = {layer.name: layer.nodes for layer in layers}
         self._request: Any = compiled.create_infer_request()

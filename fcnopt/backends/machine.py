@@ -59,6 +59,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cpu_isa() -> tuple[str, ...]:
+    """The vector extensions of this machine that matter, as `describe_machine` names them."""
+    return isa_of(_read("/proc/cpuinfo"))
+
+
 def isa_of(cpuinfo: str) -> tuple[str, ...]:
     """The vector extensions that matter, from the text of /proc/cpuinfo."""
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)

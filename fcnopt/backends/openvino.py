@@ -1,14 +1,14 @@
 """OpenVINO: ONNX to IR, and IR on a CPU (or an Intel GPU).
 
 The precision of a CPU engine is part graph, part execution mode: Q/DQ say which layers compute in int8, and the mode
-says what the rest computes in (`execution_mode`).
+says what the rest computes in (`fcnopt.backends.openvino_mode`).
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.backends.base import (
-    FP8_FIX,
     Builder,
     BuildOptions,
     Built,
@@ -32,6 +31,7 @@ from fcnopt.backends.base import (
 from fcnopt.backends.base import elapsed_ms as since
 from fcnopt.backends.frames import as_numpy, check_interface
 from fcnopt.backends.onnxfile import read_structure
+from fcnopt.backends.openvino_mode import capabilities, check_precision, compile_model
 from fcnopt.backends.packages import require, version_of
 from fcnopt.errors import BackendError, BuildError
 from fcnopt.spec import ModelSpec
@@ -51,7 +51,7 @@ class OpenVinoRunner(Runner):
     Args:
         model: `engine.xml` with its `.bin` beside it, or an ONNX file.
         spec: What the model takes and gives.
-        precision: Of the graph; chooses the execution mode.
+        precision: Of the graph; with the graph itself, chooses the execution mode.
         device: "CPU" or "GPU" (an Intel one).
         mode: What to compile for.
 
@@ -135,14 +135,11 @@ class OpenVinoBuilder(Builder):
 
     def check(self, options: BuildOptions) -> None:
         """Refuse a missing device or precision; see `Builder.check`."""
-        capabilities = open_core(self._device).get_property(self._device, "OPTIMIZATION_CAPABILITIES")
-        execution_mode(options.precision, capabilities, self._device)
+        check_precision(options.precision, capabilities(open_core(self._device), self._device), self._device)
 
     def build(self, model: Path, folder: Path, options: BuildOptions, progress: Progress) -> Built:
         """Build; see `Builder.build`."""
         ov, core = require("openvino"), open_core(self._device)
-        capabilities = core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
-        mode = execution_mode(options.precision, capabilities, self._device)
         names = {node.name for node in read_structure(model).graph.node}
         try:
             with _translated(f"{model.name}: openvino refused it"):
@@ -157,6 +154,7 @@ class OpenVinoBuilder(Builder):
         progress("compile for " + self._device, 1.0)
         files = (folder / ENGINE, folder / Path(ENGINE).with_suffix(".bin"))
         device = core.get_property(self._device, "FULL_DEVICE_NAME")
+        mode = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         computes = _PRECISION.get(mode, mode)
         notes: tuple[str, ...] = ()
         if computes != options.precision:
@@ -179,36 +177,6 @@ def open_core(device: str) -> Any:
             fix="use --target openvino, or install the device's driver",
         )
     return core
-
-
-def compile_model(core: Any, model: Any, precision: Precision, device: str, mode: Mode = "latency") -> Any:
-    """Compile for `mode` in the execution mode of `precision`."""
-    computes = execution_mode(precision, core.get_property(device, "OPTIMIZATION_CAPABILITIES"), device)
-    return core.compile_model(model, device, {"PERFORMANCE_HINT": mode.upper(), "INFERENCE_PRECISION_HINT": computes})
-
-
-def execution_mode(precision: Precision, capabilities: Iterable[str], device: str) -> str:
-    """What floating-point layers compute in: OpenVINO's type name.
-
-    The part of an INT8 graph that is not quantized takes BF16 where the device has it.
-
-    Raises:
-        BackendError: BF16, FP16 or FP8 is asked for and the device has none: it would be FP32 under another name.
-    """
-    if precision == "fp8":
-        raise BackendError(f"openvino: this {device} has no fp8 kernels", fix=FP8_FIX)
-    has = set(capabilities)
-    if precision in ("bf16", "fp16") and precision.upper() not in has:
-        others = [name for name in ("bf16", "int8", "fp32") if name.upper() in has and name != precision]
-        raise BackendError(
-            f"openvino: this {device} has no {precision.upper()} (it has {', '.join(sorted(has))})",
-            fix=f"use --precision {' or '.join(others)} here",
-        )
-    if precision in ("bf16", "int8") and "BF16" in has:
-        return "bf16"
-    if device != "CPU" and precision == "int8" and "FP16" in has:
-        return "f16"
-    return "f16" if precision == "fp16" and "FP16" in has else "f32"
 
 
 def executed_layers(compiled: Any, nodes: set[str]) -> tuple[EngineLayer, ...]:

@@ -8,7 +8,7 @@ import pytest
 
 from fcnopt.backends.base import BuildOptions
 from fcnopt.backends.onnxruntime import OnnxRuntimeRunner
-from fcnopt.backends.openvino import OpenVinoBuilder, OpenVinoRunner, execution_mode
+from fcnopt.backends.openvino import OpenVinoBuilder, OpenVinoRunner
 from fcnopt.errors import BackendError, BuildError
 from tests.backends.tiny import tiny_onnx, tiny_spec
 
@@ -61,33 +61,10 @@ def test_layers_of_an_fp32_engine_compute_in_fp32(tmp_path):
     assert {layer.precision for layer in convolutions} == {"fp32"}
 
 
-@pytest.mark.parametrize(
-    ("precision", "has", "device", "mode"),
-    [
-        ("fp32", ("FP32", "BF16", "INT8"), "CPU", "f32"),
-        ("bf16", ("FP32", "BF16"), "CPU", "bf16"),
-        ("int8", ("FP32", "INT8", "BF16"), "CPU", "bf16"),
-        ("int8", ("FP32", "INT8"), "CPU", "f32"),
-        ("int8", ("FP32", "INT8", "FP16"), "CPU", "f32"),
-        ("int8", ("FP32", "INT8", "FP16"), "GPU", "f16"),
-        ("fp16", ("FP32", "FP16"), "CPU", "f16"),
-    ],
-)
-def test_the_execution_mode_is_the_precision_s_where_the_device_has_it(precision, has, device, mode):
-    assert execution_mode(precision, has, device) == mode
-
-
 def test_fp8_is_refused():
     with pytest.raises(BackendError, match="openvino: this CPU has no fp8 kernels") as caught:
         OpenVinoBuilder().check(BuildOptions(precision="fp8"))
     assert "tensorrt-rtx:sm89" in caught.value.fix
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_on_a_cpu_without_it_is_an_error_not_fp32_under_its_name(precision):
-    with pytest.raises(BackendError, match=rf"this CPU has no {precision.upper()} \(it has FP32, INT8\)") as caught:
-        execution_mode(precision, ("FP32", "INT8"), "CPU")
-    assert "--precision int8 or fp32" in caught.value.fix
 
 
 def test_a_missing_device_is_named(tmp_path):
