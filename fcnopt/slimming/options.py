@@ -25,7 +25,7 @@ class RecoveryOptions:
         steps: Where given, as many steps in place of `minutes`: the same network on every run.
         batch: Crops a step.
         crop: (height, width) of a crop; None takes about 0.7 of the frame each way, in multiples of 32.
-        rate: Largest learning rate; None means 2e-4 with batch norm and 5e-5 without.
+        rate: Largest learning rate; None means 3e-4 with batch norm and 5e-5 without.
         label_weight: Of the cross-entropy with label maps, where there are any, beside a distillation loss of weight 1.
         seed: Of everything drawn.
         device: cpu, cuda, or auto, which takes the GPU where there is one.
@@ -63,6 +63,7 @@ class SlimOptions:
         speedup: Time of the original's INT8 network over the slimmed one's, on the target.
         budget: What may be lost against the original on held-out frames.
         size: (height, width) of the frames to run on; None takes that of the frames given.
+        topic: Of a robot log among the frames; None takes the only one with images.
         target: As `Target.parse` reads it, where the engine shall run; None takes the best here.
         padding: As in `ExportOptions`.
         at_once: As in `ExportOptions`.
@@ -77,6 +78,7 @@ class SlimOptions:
     speedup: float = 2.0
     budget: Budget = field(default_factory=lambda: Budget(0.5))
     size: tuple[int, int] | None = None
+    topic: str | None = None
     target: str | None = None
     padding: Padding | None = None
     at_once: bool = False

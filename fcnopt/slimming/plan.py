@@ -4,11 +4,16 @@ From the original's widths on, the move with the least loss per millisecond save
 narrows one layer to any smaller multiple, or lowers the rank of fc6. Looking at all smaller widths, and not at the next
 one only, finds moves that pay only when they are large: fc6 of low rank is slower than fc6 until its rank is well below
 its width.
+
+The model of the time is measured at the original's widths, and the narrower a network the further from it. What the
+model is asked for is therefore fitted until the speedup that is *measured* is the one wanted: a network twice as fast
+as wanted has lost twice the channels it had to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +21,9 @@ from numpy.typing import NDArray
 
 from fcnopt.errors import UsageError
 from fcnopt.slimming.cost import CostModel
+
+_SHORT, _OVER = 0.99, 1.06  # measured speedup over the wanted one: timers are no better, and steps are of many channels
+_PLANS = 7
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,45 @@ def make_plan(
             )
         plan = min(moves, key=lambda move: move.price).plan
     return _tidied(plan, cost, losses, rank_loss)
+
+
+def fit_plan(wanted: float, plan_for: Callable[[float], Plan], measure: Callable[[Plan], float]) -> tuple[Plan, float]:
+    """The plan that is measured to be as fast as wanted, with the least to spare of those tried.
+
+    Args:
+        wanted: Speedup.
+        plan_for: The plan that meets a speedup by the model; raises `UsageError` where none does.
+        measure: The speedup of a plan.
+
+    Returns:
+        The plan and its measured speedup: the fastest one tried, where none is as fast as wanted.
+
+    Raises:
+        UsageError: The model knows of no plan for `wanted`.
+    """
+    slow, fast = 1.0, math.inf  # what was asked of the model: too little, enough
+    asked, found = wanted, list[tuple[float, Plan]]()
+    for _ in range(_PLANS):
+        try:
+            plan = plan_for(asked)
+        except UsageError:
+            if not found:
+                raise
+            break
+        speedup = measure(plan)
+        found.append((speedup, plan))
+        if _SHORT * wanted <= speedup <= _OVER * wanted:
+            break
+        if speedup < wanted:
+            slow = max(slow, asked)
+        else:
+            fast = min(fast, asked)
+        asked *= wanted / speedup
+        if not slow < asked < fast:
+            asked = math.sqrt(slow * fast)
+    enough = [pair for pair in found if pair[0] >= _SHORT * wanted]
+    speedup, plan = min(enough, key=lambda pair: pair[0]) if enough else max(found, key=lambda pair: pair[0])
+    return plan, speedup
 
 
 def _moves(

@@ -33,7 +33,7 @@ from fcnopt.spec import ModelSpec
 _WARMUP, _SETTLE = 0.05, 0.8
 _DECAY = 1e-4
 # A network that was trained already is lost, not recovered, by rates that training from scratch begins with.
-_RATE, _RATE_WITHOUT_NORM = 2e-4, 5e-5
+_RATE, _RATE_WITHOUT_NORM = 3e-4, 5e-5
 _CLIP = 5.0
 _SAVE_S = 60.0
 _LOG = 50  # points of the loss curve

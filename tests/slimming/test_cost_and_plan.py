@@ -11,7 +11,7 @@ from fcnopt.errors import UsageError
 from fcnopt.models.fcn import Architecture
 from fcnopt.quantize.rates import GPUS, Rates, rates_of
 from fcnopt.slimming.cost import CostModel, cost_model, measured_speedup, table, widths_of
-from fcnopt.slimming.plan import make_plan
+from fcnopt.slimming.plan import Plan, fit_plan, make_plan
 from fcnopt.spec import ClassSpec, FrameSpec, ModelSpec
 from tests.models.networks import tiny
 
@@ -141,3 +141,47 @@ def test_a_target_that_does_not_run_here_is_estimated() -> None:
 def test_a_size_is_needed() -> None:
     with pytest.raises(UsageError, match="slimming needs a frame size"):
         cost_model(tiny(batch_norm=True), ModelSpec(FrameSpec(), ClassSpec.of_count(5)), Target.parse("openvino"))
+
+
+@pytest.mark.parametrize("bend", [0.6, 1.0, 1.7])
+def test_what_is_asked_of_the_model_is_fitted_to_what_is_measured(cost: CostModel, bend: float) -> None:
+    tried = []
+
+    def plan_for(speedup: float) -> Plan:
+        tried.append(speedup)
+        return make_plan(cost, even_losses(cost), np.zeros(257), speedup=speedup, multiple=1)
+
+    def measure(plan: Plan) -> float:
+        return plan.speedup**bend  # the model is wrong by more, the narrower the network
+
+    plan, speedup = fit_plan(1.5, plan_for, measure)
+    assert 0.99 * 1.5 <= speedup <= 1.06 * 1.5
+    assert speedup == measure(plan)
+    assert (len(tried) == 1) == (bend == 1.0)
+
+
+def test_a_measurement_that_was_disturbed_does_not_make_the_network_narrower(cost: CostModel) -> None:
+    measured = []
+
+    def measure(plan: Plan) -> float:
+        measured.append(plan.speedup)
+        return plan.speedup * (0.6 if len(measured) == 1 else 1.0)
+
+    def plan_for(speedup: float) -> Plan:
+        return make_plan(cost, even_losses(cost), np.zeros(257), speedup=speedup, multiple=1)
+
+    _, speedup = fit_plan(1.5, plan_for, measure)
+    assert measured[1] > 1.06 * 1.5  # misled by the first
+    assert 0.99 * 1.5 <= speedup <= max(measured[1:])
+    assert len(measured) > 2
+
+
+def test_the_fastest_plan_is_taken_where_none_is_fast_enough(cost: CostModel) -> None:
+    def plan_for(speedup: float) -> Plan:
+        return make_plan(cost, even_losses(cost), np.zeros(257), speedup=speedup, multiple=16)
+
+    plan, speedup = fit_plan(3.0, plan_for, lambda plan: 0.2 * plan.speedup)
+    assert speedup < 3.0
+    assert speedup == 0.2 * plan.speedup
+    with pytest.raises(UsageError, match="cannot be met"):
+        fit_plan(1e9, plan_for, lambda plan: plan.speedup)
