@@ -25,6 +25,7 @@ from fcnopt.locate import ENGINES, find_reference, newest_bundle
 from fcnopt.media.base import Decoder
 from fcnopt.media.clips import open_clip
 from fcnopt.media.labels import find_labels
+from fcnopt.signing import TrustedKeys
 from fcnopt.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def bench(
     padding: Padding | None = None,
     modes: Sequence[Mode] = ("latency",),
     decoder: Decoder = "pyav",
+    topic: str | None = None,
+    trusted_keys: TrustedKeys = (),
     files: BenchFiles | None = None,
     show: Callable[[BenchResult], None] | None = None,
     progress: Progress | None = None,
@@ -78,7 +81,7 @@ def bench(
     """Measure engines and their FP32 reference on a clip, interleaved in one run.
 
     Args:
-        clip: A video, an image, or a folder of images.
+        clip: A video, a robot log, an image, or a folder of images.
         engines: Bundles, ONNX files, or checkpoints (run by PyTorch, eager FP32); none takes the newest bundle.
         labels: Folder of label maps; None looks for one where known data sets have it, and where there is none the
             reference's labels are the truth.
@@ -88,6 +91,9 @@ def bench(
         modes: "latency" has one batch in flight, "throughput" as many as pay. With both, every engine is benched in
             each, side by side; the reference runs in the first.
         decoder: Of a video; see `open_clip`.
+        topic: Of a robot log; None takes the only one with images.
+        trusted_keys: Which keys must have signed the bundles; see `fcnopt.load`. ONNX files and checkpoints have no
+            signature.
         files: What to write.
         show: Called with the result before anything is written, so that a full disk does not cost it.
         progress: Called as the bench goes on.
@@ -95,21 +101,23 @@ def bench(
     Raises:
         UsageError: Nothing to bench, no way to tell the spec, or an unknown mode.
         MediaError: The clip or its labels cannot be used.
-        BundleError: A bundle is damaged or its engine answers wrongly.
+        BundleError: A bundle is damaged, not signed as required, or signed where figures are to be recorded in it, or
+            its engine answers wrongly.
         BackendError: A runtime is missing or failed.
     """
     files = files or BenchFiles()
     given = [engines] if isinstance(engines, str | Path) else engines
     named = [_existing(Path(engine)) for engine in given] or [newest_bundle(ENGINES)]
     modes = _checked(modes)
+    _admit((*named, Path(reference)), trusted_keys, to_record=named if files.record else ())
     found = find_labels(Path(clip)) if labels is None else None
-    source = open_clip(clip, labels if labels is not None else found, decoder=decoder)
+    source = open_clip(clip, labels if labels is not None else found, decoder=decoder, topic=topic)
     with contextlib.ExitStack() as stack:
         base = _reference_path(reference, named)
         spec = _spec_of([*named, base])
-        truth = stack.enter_context(_open(base, spec, padding, modes[0]))
+        truth = stack.enter_context(_open(base, spec, padding, modes[0], trusted_keys))
         entries = [(path, mode) for path in named for mode in modes]
-        runners = [stack.enter_context(_open(path, spec, padding, mode)) for path, mode in entries]
+        runners = [stack.enter_context(_open(path, spec, padding, mode, trusted_keys)) for path, mode in entries]
         for (path, mode), runner in zip(entries, runners, strict=True):
             runner.name = _label(path, mode, runner)
         observers = []
@@ -176,6 +184,15 @@ def _existing(path: Path) -> Path:
     raise UsageError(f"{path}: {what}", fix="give a folder engines/NAME, an .onnx file, or a .pth or .safetensors file")
 
 
+def _admit(paths: Sequence[Path], trusted_keys: TrustedKeys, to_record: Sequence[Path]) -> None:
+    """Check bundles' signatures before anything of them is used, and that figures can be kept in those `to_record`."""
+    for path in paths:
+        if (path / MANIFEST).is_file():
+            bundle = Bundle.read_trusted(path, trusted_keys)
+            if path in to_record:
+                bundle.check_recordable()
+
+
 def _seen(named: Sequence[Path], clip: str | Path) -> list[Path]:
     """The bundles that were calibrated on frames of `clip`."""
     place = Path(clip).resolve()
@@ -240,7 +257,7 @@ def _summary(result: BenchResult, engine: EngineResult) -> dict[str, Any]:
     }
 
 
-def _open(path: Path, spec: ModelSpec, padding: Padding | None, mode: Mode) -> Runner:
+def _open(path: Path, spec: ModelSpec, padding: Padding | None, mode: Mode, trusted_keys: TrustedKeys) -> Runner:
     if path.suffix in _CHECKPOINTS:
         from fcnopt.backends.torch import TorchRunner
         from fcnopt.models import checkpoint
@@ -248,7 +265,7 @@ def _open(path: Path, spec: ModelSpec, padding: Padding | None, mode: Mode) -> R
         return TorchRunner(checkpoint.load(path, padding=padding).module, spec)
     if path.suffix == ".onnx":
         return open_onnx(path, io.read_spec(io.load(path)) or spec, mode=mode)
-    return load(path, mode=mode)
+    return load(path, mode=mode, trusted_keys=trusted_keys)
 
 
 def _reference_path(reference: str | Path, named: Sequence[Path]) -> Path:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fcnopt import bundle as bundles
 from fcnopt.builder import build
-from fcnopt.bundle import Bundle, load, staged
+from fcnopt.bundle import Bundle, load, loading, staged
 from fcnopt.errors import BackendError, BundleError, UsageError
 from fcnopt.manifest import Manifest
 from fcnopt.media.clips import open_clip
@@ -66,7 +66,7 @@ def test_every_file_is_guarded_by_its_hash(copied: Path) -> None:
 
 def test_hashes_are_checked_before_a_runtime_sees_a_byte(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr(bundles, "open_engine", lambda *args: opened.append(args))
+    monkeypatch.setattr(loading, "open_engine", lambda *args: opened.append(args))
     (copied / bundles.MODEL).write_bytes(b"changed")
     with pytest.raises(BundleError, match="SHA-256"):
         load(copied)
@@ -240,7 +240,7 @@ def test_of_a_live_source_each_answer_has_the_size_of_its_own_frame(built: Path,
 
     with load(built) as engine:
         outs = []
-        for out in engine.stream(camera(), policy="latest"):
+        for out in engine.stream(camera(), policy="drop-oldest"):
             outs.append(out)
             time.sleep(0.005)
     assert len(outs) + sum(out.skipped for out in outs) == 60
