@@ -151,22 +151,36 @@ def test_doctor_names_every_runtime() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("export", "missing.pth"), 1, ["missing.pth", "fix:"]),
+        (("export", "missing.pth"), 2, ["missing.pth: no such file", "fix:"]),
+        (("export", "nett.pth"), 2, ["nett.pth: no such file; did you mean net.pth?"]),
+        (("export", "calib"), 2, ["calib: is a folder, expected a file"]),
+        (("export", "net.pth", "--frames", "nothing"), 2, ["nothing: no such file or folder"]),
+        (("export", "net.pth", "-o", "net.bin"), 2, ["an ONNX file's name ends in .onnx"]),
         (("export", "net.pth", "--size", "big"), 2, ["HEIGHTxWIDTH"]),
         (("export", "net.pth", "--classes", "camvid"), 2, ["5 classes", "11 class names"]),
         (("export", "net.pth", "--classes", "nowhere"), 2, ["nowhere", "camvid"]),
         (("build",), 2, ["none in engines/", "fcnopt export"]),
-        (("build", "missing.onnx"), 1, ["missing.onnx", "no such file"]),
+        (("build", "missing.onnx"), 2, ["missing.onnx", "no such file"]),
+        (("build", "calib"), 2, ["calib: is a folder, expected a file"]),
+        (("build", "--calibration", "calib", "--calibration", "no"), 2, ["no: no such file or folder"]),
+        (("optimize", "missing.onnx"), 2, ["missing.onnx", "no such file"]),
+        (("slim", "missing.pth", "--frames", "calib"), 2, ["missing.pth: no such file"]),
+        (("slim", "net.pth", "--frames", "missing"), 2, ["missing: no such file or folder"]),
+        (("slim", "net.onnx", "--frames", "calib"), 2, ["net.onnx: no such file"]),
         (("bench", "video.mp4"), 2, ["none in engines/", "fcnopt build"]),
         (("bench", "video.mp4", "--engine", "nope"), 2, ["nope: does not exist"]),
         (("bench", "video.mp4", "--engine", "calib"), 2, ["calib: is no bundle"]),
-        (("bench", "missing.mp4", "--engine", "net.pth"), 1, ["missing.mp4"]),
+        (("bench", "missing.mp4", "--engine", "net.pth"), 2, ["missing.mp4: no such file or folder", "a video"]),
+        (("bench", "video.mp4", "--labels", "nothing"), 2, ["nothing: no such file or folder", "label maps"]),
+        (("compare", "a.onnx", "calib", "video.mp4"), 2, ["a.onnx: no such file or folder", "engines/NAME"]),
+        (("compare", "calib", "calib", "video.mp4"), 2, ["calib: is no bundle", "manifest.json"]),
+        (("inspect", "missing"), 2, ["missing: no such file or folder"]),
         (("bench", "video.mp4", "--max-miou-drop", "nan"), 2, ["max_miou_drop is nan"]),
         (("bench", "video.mp4", "--html", "calib"), 2, ["calib: is a folder"]),
         (("build", "net.pth"), 2, ["is a checkpoint", "fcnopt export net.pth"]),
         (("inspect", "net.pth"), 2, ["is a checkpoint"]),
         (("bench", "video.mp4", "--json", "no/r.json"), 2, ["no/r.json", "does not exist"]),
-        (("inspect", "calib"), 1, ["no manifest.json"]),
+        (("inspect", "calib"), 2, ["is no bundle", "no manifest.json"]),
         (("build", "--precision", "int2"), 2, ["int2", "int8"]),
         (("build", "--html", "s.html"), 2, ["--html s.html was given without a budget", "--max-miou-drop"]),
         (("build", "--html", "s.html", "--validation", "calib"), 2, ["--html s.html was given without a budget"]),
@@ -182,6 +196,105 @@ def test_mistakes_print_one_clear_error_and_no_traceback(
     for word in words:
         assert word in result.output
     assert not list(work.glob("engines/*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word", "fix"),
+    [
+        (("bench", "video.mp4", "engines/net"), "engines/net", "fcnopt bench CLIP --engine BUNDLE"),
+        (("build", "a.onnx", "int8"), "int8", "--precision"),
+        (("compare", "a", "b", "c", "d"), "d", "one clip"),
+        (("export", "a.pth", "b.onnx"), "b.onnx", "name the result with -o"),
+        (("inspect", "a", "b"), "b", "one bundle or file"),
+        (("optimize", "a", "b"), "b", "name the result with -o"),
+        (("slim", "a.pth", "video.mp4", "--frames", "x"), "video.mp4", "--frames"),
+        (("demo", "folder"), "folder", "-o"),
+    ],
+)
+def test_a_word_too_many_is_told_where_it_belongs(arguments: tuple[str, ...], word: str, fix: str) -> None:
+    result = fcnopt(*arguments)
+    assert result.exit_code == 2
+    assert f"Got unexpected extra argument ({word})\n  fix: " in result.output
+    assert fix in result.output.split("fix: ")[1]
+
+
+@pytest.mark.parametrize("place", ["engines/net", "net.onnx"])
+def test_an_engine_in_place_of_the_clip_is_told_where_it_belongs(work: Path, place: str) -> None:
+    (work / "engines/net").mkdir(parents=True)
+    (work / "engines/net/manifest.json").write_text("{}")
+    (work / "net.onnx").write_bytes(b"")
+    result = fcnopt("bench", place)
+    assert result.exit_code == 2
+    assert f"{place}: is an engine, not a clip" in result.output
+    assert f"fix: run fcnopt bench CLIP --engine {place}" in result.output
+
+
+def test_an_onnx_file_is_not_slimmed(work: Path) -> None:
+    (work / "net.onnx").write_bytes(b"")
+    result = fcnopt("slim", "net.onnx", "--frames", "calib")
+    assert result.exit_code == 2
+    assert "net.onnx: is an ONNX file\n  fix: give the checkpoint" in result.output
+
+
+@pytest.mark.parametrize("arguments", ["export missing.pth", "slim missing.pth --frames x", "build missing.onnx"])
+def test_a_missing_file_is_found_before_any_library_is_loaded(arguments: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from fcnopt.cli import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "finally:\n"
+        "    print('LOADED', sorted({'torch', 'onnx', 'cv2', 'numpy'} & set(sys.modules)))\n"
+    )
+    words = [sys.executable, "-c", code, *arguments.split()]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no such file\n  fix: " in done.stderr
+    assert "LOADED []" in done.stdout
+
+
+@pytest.mark.usefixtures("work")
+def test_what_is_chosen_by_itself_is_said() -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    built = fcnopt("build", "--precision", "fp32")
+    assert built.output.startswith("no MODEL given: using engines/net.onnx, the newest\n")
+    benched = fcnopt("bench", "video.mp4", "--max-frames", 2)
+    assert benched.output.startswith("no --engine given: using engines/net-fp32-")
+
+
+@pytest.mark.usefixtures("work")
+def test_inspect_shows_how_many_frames_a_bundle_computes_at_once() -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    fcnopt("build", "--precision", "fp32", "--batch", 2, "--name", "two")
+    assert "  batch      2 frames at once\n" in fcnopt("inspect", "engines/two").output
+    assert "  batch      1 frame at once\n" in fcnopt("inspect", "engines/net.onnx").output
+    assert json.loads(fcnopt("inspect", "engines/two", "--json").output)["batch"] == 2
+    fcnopt("export", "net.pth", "--dynamic", "-o", "open.onnx")
+    assert "  batch      any number of frames at once\n" in fcnopt("inspect", "open.onnx").output
+
+
+@pytest.mark.parametrize("place", ["calib", "no/s.html"])
+def test_a_page_that_cannot_be_written_is_found_before_the_work(work: Path, place: str) -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    result = fcnopt(
+        "build", "--precision", "int8", "--validation", "calib", "--max-miou-drop", 1, "--html", work / place
+    )
+    assert result.exit_code == 2
+    assert f"{place}: cannot be written there" in result.output
+    assert not list(work.glob("calib/*.json"))
+
+
+def test_a_missed_budget_has_a_page_too(work: Path) -> None:
+    fcnopt("export", "net.pth", "--size", "64x96")
+    SynthClip(SceneOptions(seed=8, frames=1, height=64, width=96)).write_images(work / "held")  # too few to tell
+    held = ("--method", "minmax", "--validation", "held", "--max-miou-drop", 50)
+    result = fcnopt("build", "--precision", "int8", "--target", "onnxruntime", *held, "--html", "s.html")
+    assert result.exit_code == 1, result.output
+    assert "No candidate keeps the budget." in result.output
+    assert "wrote s.html" in result.output
+    assert 'id="candidates"' in (work / "s.html").read_text()
+    assert "error: " in result.output
+    assert not [path for path in (work / "engines").iterdir() if path.is_dir()]
 
 
 def test_a_search_under_a_budget_has_a_page(work: Path) -> None:
@@ -217,6 +330,7 @@ def test_help_loads_no_runtime() -> None:
     assert "LOADED []" in done.stdout
     assert "\\b" not in done.stdout
     assert "\n    fcnopt export fcn8s.pth" in done.stdout
+    assert "..." not in done.stdout.split("Commands:")[1], "a summary is too long to be shown whole"
 
 
 def test_every_command_explains_itself() -> None:

@@ -1,7 +1,8 @@
 """The contract every runtime keeps: `Runner` runs an engine, `Builder` makes one.
 
 A runner owns its buffers. What `run` returns is the caller's: it stays valid after the next call. Runners are context
-managers; leaving the context frees the engine. One runner serves one thread at a time.
+managers; leaving the context frees the engine. One runner serves one thread at a time; `fcnopt.engine.Engine` makes
+of it one that any number of threads may use.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fcnopt.backends.closing import Closing
 from fcnopt.backends.frames import shape_and_dtype, stacked
-from fcnopt.backends.readahead import Policy
+from fcnopt.backends.outputs import FrameStatus as FrameStatus
+from fcnopt.backends.outputs import Outputs as Outputs
+from fcnopt.backends.outputs import check_duration
+from fcnopt.backends.outputs import elapsed_ms as elapsed_ms
+from fcnopt.backends.readahead import Policy, Prepare, Ready
 from fcnopt.backends.streaming import Lane, Stream, StreamOptions
 from fcnopt.errors import UsageError
 from fcnopt.spec import ModelSpec
@@ -30,30 +34,6 @@ Mode = Literal["latency", "throughput"]
 """What an engine is opened for: one batch in flight, done as soon as can be, or several, for most frames a second."""
 Progress = Callable[[str, float], None]
 """`progress(step, fraction)`: what is being done, and how much of it is done, 0..1."""
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What an engine says of a batch of frames.
-
-    Attributes:
-        labels: uint8 [N, H, W].
-        confidence: float32 [N, H, W], softmax probability of the label, where the model gives it.
-        logits: float32 [N, C, H, W], where the model gives them.
-        inference_ms: Time the runtime worked on this batch, copies to and from the device included.
-        latency_ms: From frame available to labels available. `run` counts from its call; `stream` from the moment
-            its source gave the frame, so that waiting behind earlier frames counts.
-        index: The frame's place in the source of a `stream`, from 0; None from `run`.
-        skipped: Frames of that source that were thrown away directly before this one, under the policy "latest".
-    """
-
-    labels: NDArray[np.uint8]
-    confidence: NDArray[np.float32] | None = None
-    logits: NDArray[np.float32] | None = None
-    inference_ms: float = 0.0
-    latency_ms: float = 0.0
-    index: int | None = None
-    skipped: int = 0
 
 
 class Runner(Closing):
@@ -75,19 +55,21 @@ class Runner(Closing):
     def infer(self, frames: Any) -> Outputs:
         """Run checked frames; see `run`."""
 
-    def run(self, frames: Any) -> Outputs:
+    def run(self, frames: Any, *, max_latency_ms: float | None = None) -> Outputs:
         """Run a batch; an engine of a fixed batch runs as often as it takes, its last batch filled up.
 
         Args:
             frames: uint8 [N, H, W, 3] of the spec's size and colour order; NumPy, or on a GPU runtime anything
                 with `__cuda_array_interface__` or DLPack.
+            max_latency_ms: Labels that come later are flagged: `FrameStatus.late`.
 
         Raises:
-            UsageError: The frames have another shape or type than the spec says, or lie in GPU memory and are not a
-                multiple of the engine's batch.
+            UsageError: The deadline is not above 0; or the frames have another shape or type than the spec says, or
+                lie in GPU memory and are not a multiple of the engine's batch.
             BackendError: The runtime failed.
         """
         start = time.perf_counter()
+        check_duration("run: max_latency_ms", max_latency_ms)
         count = self.check(frames)
         step = self.batch or count
         whole = count - count % step
@@ -95,7 +77,7 @@ class Runner(Closing):
         if whole < count:
             batches.append(stacked(list(frames[whole:]), step, self.name))
         outputs = _joined([self.infer(batch) for batch in batches], count)
-        return replace(outputs, latency_ms=elapsed_ms(start))
+        return outputs.timed(elapsed_ms(start), max_latency_ms)
 
     def check(self, frames: Any) -> int:
         """How many `frames` there are; raises `UsageError` unless they fit the spec, and in GPU memory the batch."""
@@ -128,6 +110,8 @@ class Runner(Closing):
         prefetch: int = 4,
         policy: Policy = "block",
         in_flight: int | None = None,
+        max_latency_ms: float | None = None,
+        stall_s: float | None = None,
     ) -> Stream:
         """Run frames one by one, in order, while the source decodes ahead and the caller works on the last result.
 
@@ -138,24 +122,36 @@ class Runner(Closing):
 
         Args:
             source: Frames uint8 [H, W, 3] of the spec's size.
-            prefetch: Most frames held that are not yet inferred; "latest" holds one batch.
-            policy: When the source is faster than the engine, "block" lets it wait. "latest", for a live camera, lets
-                newer frames replace those that wait: `Outputs.index` says which came through, `Outputs.skipped` how
-                many did not.
+            prefetch: Most frames held that are not yet inferred; "drop-oldest" holds one batch.
+            policy: When the source is faster than the engine, "block" lets it wait. "drop-oldest", for a live camera,
+                lets newer frames replace those that wait: `Outputs.index` says which came through, `Outputs.skipped`
+                how many did not.
             in_flight: Batches that the engine works on side by side, at most; None for `self.in_flight`.
+            max_latency_ms: The deadline from frame available to labels available. Later results are flagged:
+                `FrameStatus.late`. Under "drop-oldest" a frame that waited as long as that already is not inferred
+                but counted in `Outputs.skipped`, unless it is the last one. An engine that is slower than the deadline
+                itself still gives results, all of them flagged.
+            stall_s: Longest time that the source may take for a frame, the first one included; None waits for ever.
 
         Returns:
             An iterator of one `Outputs` with N = 1 a frame, which can be closed from any thread. It raises what the
-            source or the engine raises, after the frames before it.
+            source or the engine raises, after the frames before it, and `MediaError` where the source stalls. Of a
+            stalled source a thread is left behind, which ends when the source gives a frame.
 
         Raises:
             UsageError: A choice is not possible.
         """
-        options = StreamOptions(prefetch, policy, self.batch or 1)
+        options = StreamOptions(prefetch, policy, self.batch or 1, max_latency_ms, stall_s)
+        return self._open_stream(source, options, in_flight)
+
+    def _open_stream(
+        self, source: Iterable[Any], options: StreamOptions, in_flight: int | None, prepare: Prepare = Ready
+    ) -> Stream:
+        """A stream over this runner's lanes."""
         count = self.in_flight if in_flight is None else in_flight
         if count < 1:
             raise UsageError(f"{self.name}: in_flight is {count}", fix="give 1 or more")
-        return Stream(source, [self._lane(infer) for infer in self.lanes(count)], options)
+        return Stream(source, [self._lane(infer) for infer in self.lanes(count)], options, prepare)
 
     def _lane(self, infer: Callable[[Any], Outputs]) -> Lane:
         """`infer`, for frames that are neither checked nor joined."""
@@ -264,8 +260,3 @@ class Builder(ABC):
             BuildError: The runtime refused the graph; the message names node and fix.
             BackendError: The runtime is not installed or lacks its device.
         """
-
-
-def elapsed_ms(start: float) -> float:
-    """Milliseconds since `start`, a value of `time.perf_counter()`."""
-    return (time.perf_counter() - start) * 1e3

@@ -1,8 +1,8 @@
 """Drawing from a source in a thread of its own, a bounded number of frames ahead.
 
 What happens when the source is faster than the engine is the `Policy`: "block" lets it wait, so that every frame comes
-through; "latest" throws away frames that wait as newer ones come, so that the engine always works on what a camera
-sees now.
+through; "drop-oldest" throws away frames that wait as newer ones come, so that the engine always works on what a
+camera sees now.
 """
 
 from __future__ import annotations
@@ -10,12 +10,37 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-Policy = Literal["block", "latest"]
+from fcnopt.errors import MediaError
+
+if TYPE_CHECKING:
+    from fcnopt.backends.outputs import Outputs
+    from fcnopt.plausibility import Problems
+
+Policy = Literal["block", "drop-oldest"]
 _PATIENCE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A frame that is ready for inference.
+
+    Attributes:
+        frame: As a lane takes it.
+        problems: What is implausible of it.
+        finish: Makes the caller's result of the engine's, in the caller's thread; None where they are the same.
+    """
+
+    frame: Any
+    problems: Problems = ()
+    finish: Callable[[Outputs], Outputs] | None = None
+
+
+Prepare = Callable[[Any], Ready]
+"""Makes a frame of the source ready, in the source's thread."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +48,33 @@ class Drawn:
     """A frame from the source.
 
     Attributes:
-        frame: As the source gave it.
+        ready: What was made of it.
         index: Its place in the source, from 0.
         skipped: Frames directly before it that were thrown away.
         at: When the source gave it, a time of `perf_counter`.
     """
 
-    frame: Any
+    ready: Ready
     index: int
     skipped: int
     at: float
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How frames are drawn ahead.
+
+    Attributes:
+        depth: Most frames that wait to be taken; the thread has one more in its hand.
+        policy: What to do with a frame for which there is no room.
+        max_age_s: Under "drop-oldest", frames that are older when they are asked for are not taken.
+        stall_s: Longest time that the source may take for a frame; None waits for ever.
+    """
+
+    depth: int = 4
+    policy: Policy = "block"
+    max_age_s: float | None = None
+    stall_s: float | None = None
 
 
 class ReadAhead:
@@ -40,16 +82,18 @@ class ReadAhead:
 
     Args:
         source: Frames. Only the thread touches it; whoever made it closes it.
-        depth: Most frames that wait to be taken; the thread has one more in its hand.
-        policy: What to do with a frame for which there is no room.
+        options: How to draw them.
+        prepare: Makes them ready.
     """
 
-    def __init__(self, source: Iterable[Any], depth: int, policy: Policy = "block") -> None:
-        self._depth, self._policy = max(1, depth), policy
-        self._waiting: deque[tuple[int, float, Any]] = deque()
+    def __init__(self, source: Iterable[Any], options: ReadOptions, prepare: Prepare = Ready) -> None:
+        self._options, self._prepare = options, prepare
+        self._waiting: deque[tuple[int, float, Ready]] = deque()
         self._changed = threading.Condition()
         self._next = 0  # index of the frame after the one taken last
-        self._ended = self._closed = False
+        self._asked_at: float | None = time.perf_counter()  # when the source was asked for a frame; None: it is not
+        self._drawn = 0
+        self._ended = self._closed = self._stalled = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._draw, args=(source,), name="fcnopt-stream-source", daemon=True)
         self._thread.start()
@@ -57,21 +101,54 @@ class ReadAhead:
     def take(self, count: int = 1) -> list[Drawn]:
         """Wait for the next `count` frames; fewer at the source's end, none after it or once closed.
 
+        Frames that waited too long already are not taken. One that comes while it is waited for always is, however
+        late: so an engine slower than any deadline still gets frames. So does the last frame of all.
+
         Raises:
-            BaseException: What the source raised, in its place: after the frames before it.
+            BaseException: What the source raised, in its place: after the frames before it; or `MediaError` where it
+                gave no frame for too long.
         """
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) >= count or self._ended or self._closed)
+            first = self._first_in_time()
+            self._wait_for(lambda: sum(index >= first for index, _, _ in self._waiting) >= count)
+            while len(self._waiting) > 1 and self._waiting[0][0] < first:
+                self._waiting.popleft()
             if not self._waiting and self._error is not None:
                 error, self._error = self._error, None
                 raise error
             taken: list[Drawn] = []
             while self._waiting and len(taken) < count:
-                index, at, frame = self._waiting.popleft()
-                taken.append(Drawn(frame, index, index - self._next, at))
+                index, at, ready = self._waiting.popleft()
+                taken.append(Drawn(ready, index, index - self._next, at))
                 self._next = index + 1
             self._changed.notify_all()
             return taken
+
+    def _first_in_time(self) -> int:
+        """Index of the first frame that is not too old now; those that are still to come are in time."""
+        if self._options.max_age_s is None or self._options.policy == "block":
+            return 0
+        oldest = time.perf_counter() - self._options.max_age_s
+        return max((index + 1 for index, at, _ in self._waiting if at < oldest), default=0)
+
+    def _wait_for(self, enough: Callable[[], bool]) -> None:
+        """Wait for enough frames, the end, or until the source has taken too long for one."""
+        while not (enough() or self._ended or self._closed):
+            left_s = None
+            if self._options.stall_s is not None and self._asked_at is not None:
+                left_s = self._asked_at + self._options.stall_s - time.perf_counter()
+                if left_s <= 0:
+                    self._ended = self._stalled = True
+                    self._error = self._stall()
+                    return
+            self._changed.wait(left_s)
+
+    def _stall(self) -> MediaError:
+        where = f"after frame {self._drawn - 1}" if self._drawn else "at all"
+        return MediaError(
+            f"stream: the source stalled: no frame for {self._options.stall_s:g} s {where}",
+            fix="see whether the camera and its driver still run and open the source anew, or give a longer stall_s",
+        )
 
     def close(self) -> None:
         """End the thread. A source that is about to give a frame is waited for, one that hangs only for a while.
@@ -84,29 +161,35 @@ class ReadAhead:
             self._waiting.clear()
             self._changed.notify_all()
         if self._thread is not threading.current_thread():
-            self._thread.join(_PATIENCE_S)
+            self._thread.join(0 if self._stalled else _PATIENCE_S)
+            self._stalled = self._thread.is_alive()  # it is waited for once
 
     def _draw(self, source: Iterable[Any]) -> None:
         error: BaseException | None = None
         try:
             for index, frame in enumerate(source):
-                if not self._offer(index, frame):
+                at = time.perf_counter()
+                self._asked_at = None
+                if not self._offer(index, at, self._prepare(frame)):
                     return
         except BaseException as caught:  # noqa: BLE001  (handed to the taker, whatever it is)
             error = caught
         with self._changed:
-            self._ended, self._error = True, error
+            if not self._ended:
+                self._ended, self._error = True, error
             self._changed.notify_all()
 
-    def _offer(self, index: int, frame: Any) -> bool:
-        """Let a frame wait to be taken; False once closed."""
-        at = time.perf_counter()
+    def _offer(self, index: int, at: float, ready: Ready) -> bool:
+        """Let a frame wait to be taken; False once closed, or given up as stalled."""
         with self._changed:
-            if self._policy == "block":
-                self._changed.wait_for(lambda: len(self._waiting) < self._depth or self._closed)
-            while len(self._waiting) >= self._depth:
+            if self._options.policy == "block":
+                self._changed.wait_for(lambda: len(self._waiting) < self._options.depth or self._closed)
+            if self._closed or self._ended:
+                return False
+            while len(self._waiting) >= self._options.depth:
                 self._waiting.popleft()
-            if not self._closed:
-                self._waiting.append((index, at, frame))
-                self._changed.notify_all()
-            return not self._closed
+            self._waiting.append((index, at, ready))
+            self._drawn = index + 1
+            self._asked_at = time.perf_counter()  # it is about to be
+            self._changed.notify_all()
+            return True

@@ -4,28 +4,31 @@ A lane is a way into the engine that one thread may use while others use theirs.
 least latency. With several the runtime works on several at once, and results wait for those before them.
 
 A worker first claims a place for its result, and only then takes frames. What is held at a time is thus bounded by the
-frames that wait and the places, however slow the caller is, and under the policy "latest" no frame grows old in line.
+frames that wait and the places, however slow the caller is, and under the policy "drop-oldest" no frame grows old in
+line.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from fcnopt.backends.closing import Closing
-from fcnopt.backends.readahead import Drawn, Policy, ReadAhead
+from fcnopt.backends.outputs import Outputs, check_duration, elapsed_ms
+from fcnopt.backends.readahead import Drawn, Policy, Prepare, ReadAhead, ReadOptions, Ready
 from fcnopt.errors import UsageError
 
-if TYPE_CHECKING:
-    from fcnopt.backends.base import Outputs
-
-Lane = Callable[[Sequence[Any]], "Outputs"]
+Lane = Callable[[Sequence[Any]], Outputs]
 """Infers a batch of frames, each uint8 [H, W, 3]."""
+_PATIENCE_S = 5.0
+_Found = list[tuple[Outputs, Ready]] | BaseException
+"""Results of a batch, one a frame with what it was prepared to; or the error that came instead."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,19 @@ class StreamOptions:
 
     Attributes:
         prefetch: Most frames held that are not yet taken for inference; at least a batch of them is. Under the policy
-            "latest" one batch, whatever is said here.
-        policy: "block" lets the source wait for the engine; "latest" replaces frames that wait by newer ones.
+            "drop-oldest" one batch, whatever is said here.
+        policy: "block" lets the source wait for the engine; "drop-oldest" replaces frames that wait by newer ones.
         batch: Frames that a lane takes at a time; fewer at the source's end.
+        max_latency_ms: Results that come later are flagged; under "drop-oldest" frames that waited as long as that
+            already are thrown away for newer ones.
+        stall_s: Longest time that the source may take for a frame; None waits for ever.
     """
 
     prefetch: int = 4
     policy: Policy = "block"
     batch: int = 1
+    max_latency_ms: float | None = None
+    stall_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy):
@@ -49,11 +57,15 @@ class StreamOptions:
         for name in ("prefetch", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"stream: {name} is {getattr(self, name)}", fix="give 1 or more")
+        check_duration("stream: max_latency_ms", self.max_latency_ms)
+        check_duration("stream: stall_s", self.stall_s)
 
     @property
-    def depth(self) -> int:
-        """Frames that wait at most."""
-        return self.batch if self.policy == "latest" else max(self.prefetch, self.batch)
+    def reading(self) -> ReadOptions:
+        """How the source is drawn from."""
+        depth = self.batch if self.policy == "drop-oldest" else max(self.prefetch, self.batch)
+        max_age_s = None if self.max_latency_ms is None else self.max_latency_ms / 1e3
+        return ReadOptions(depth, self.policy, max_age_s, self.stall_s)
 
 
 class Stream(Closing, Iterator["Outputs"]):
@@ -66,35 +78,47 @@ class Stream(Closing, Iterator["Outputs"]):
         source: Frames.
         lanes: At least one.
         options: How to hold frames.
+        prepare: Makes a frame of the source ready for a lane, in the source's thread.
     """
 
-    def __init__(self, source: Iterable[Any], lanes: Sequence[Lane], options: StreamOptions) -> None:
-        self._pipeline = _Pipeline(source, lanes, options)
-        self._ready: deque[Outputs] = deque()
-        self._each: list[Callable[[Outputs], Outputs]] = []
-        # Threads know the pipeline and not this object, so that one that was dropped half-read ends them.
-        self._finalizer = weakref.finalize(self, self._pipeline.close)
-
-    def map(self, function: Callable[[Outputs], Outputs]) -> Stream:
-        """Apply `function` to each result in the caller's thread, while the engine works on; returns this stream."""
-        self._each.append(function)
-        return self
+    def __init__(
+        self, source: Iterable[Any], lanes: Sequence[Lane], options: StreamOptions, prepare: Prepare = Ready
+    ) -> None:
+        self._pipeline = _Pipeline(source, lanes, options, prepare)
+        self._max_latency_ms = options.max_latency_ms
+        self._results: deque[tuple[Outputs, Ready]] = deque()
+        self._taking = threading.Lock()
+        # Threads know the pipeline and not this object, so that one that was dropped half-read ends them, at the
+        # interpreter's exit too. The garbage collector may do this in a thread that holds what one of them waits for
+        # (a lane of the engine), so that it must not wait for them for ever.
+        self._finalizer = weakref.finalize(self, self._pipeline.close, None, _PATIENCE_S)
 
     def __next__(self) -> Outputs:
         try:
-            if not self._ready:
-                self._ready.extend(self._pipeline.result())
-            outputs = self._ready.popleft()
-            for function in self._each:
-                outputs = function(outputs)
+            with self._taking:
+                if not self._results:
+                    self._results.extend(self._pipeline.result())
+                outputs, ready = self._results.popleft()
+            return self._finished(outputs, ready)
         except BaseException:
             self.close()
             raise
-        return outputs
+
+    def _finished(self, outputs: Outputs, ready: Ready) -> Outputs:
+        """The result as the caller gets it; the work on it counts, the wait for the caller does not."""
+        start = time.perf_counter()
+        if ready.finish is not None:
+            outputs = ready.finish(outputs)
+        latency_ms = outputs.latency_ms + elapsed_ms(start)
+        return outputs.timed(latency_ms, self._max_latency_ms, (ready.problems,))
 
     def close(self) -> None:
         """End the stream's threads. Inference under way is waited for, a source that hangs for a while only."""
-        self._finalizer()
+        self._pipeline.close()
+
+    def abort(self, error: Exception) -> None:
+        """Close it from outside: whoever asks for a result, or waits for one now, gets `error`."""
+        self._pipeline.close(error)
 
 
 class _Pipeline:
@@ -104,31 +128,34 @@ class _Pipeline:
     number; `result` waits for the next number.
     """
 
-    def __init__(self, source: Iterable[Any], lanes: Sequence[Lane], options: StreamOptions) -> None:
-        self._source, self._lanes, self._options = source, tuple(lanes), options
+    def __init__(self, source: Iterable[Any], lanes: Sequence[Lane], options: StreamOptions, prepare: Prepare) -> None:
+        self._source, self._lanes, self._options, self._prepare = source, tuple(lanes), options, prepare
         self._changed = threading.Condition()
         self._taking = threading.Lock()  # held from taking a batch to numbering it
-        self._results: dict[int, list[Outputs] | BaseException] = {}
+        self._results: dict[int, _Found] = {}
         # A second place a lane lets it go on while its result waits; a live picture would only grow old there.
         self._places = len(self._lanes) * (2 if options.policy == "block" else 1)
         self._taken = self._given = 0
         self._closed = self._exhausted = False
+        self._reason: Exception | None = None
+        self._process = os.getpid()
         self._frames: ReadAhead | None = None
         self._workers: list[threading.Thread] = []
 
-    def result(self) -> list[Outputs]:
+    def result(self) -> list[tuple[Outputs, Ready]]:
         """Wait for the next batch's results.
 
         Raises:
             StopIteration: There are no more.
-            BaseException: What the source, or inference, raised in this batch's place.
+            BaseException: What the source, or inference, raised in this batch's place, or what it was closed with.
         """
-        if self._frames is None and not self._closed:
-            self._start()
         with self._changed:
+            if self._frames is None and not self._closed:
+                self._start()
             self._changed.wait_for(lambda: self._given in self._results or self._closed)
             if self._closed:
-                raise StopIteration
+                reason, self._reason = self._reason, None
+                raise reason or StopIteration
             found = self._results.pop(self._given)
             self._given += 1
             self._places += 1
@@ -137,9 +164,17 @@ class _Pipeline:
             raise found
         return found
 
-    def close(self) -> None:
-        """End all threads. Calling it twice is fine."""
+    def close(self, reason: Exception | None = None, patience_s: float | None = None) -> None:
+        """End all threads. Calling it twice is fine.
+
+        Args:
+            reason: What `result` raises next, in place of its end, where it was not closed before.
+            patience_s: How long to wait for inference that is under way; None for as long as it takes.
+        """
+        if os.getpid() != self._process:  # in a forked child there are no threads, and who held a lock is gone
+            return
         with self._changed:
+            self._reason = self._reason if self._closed else reason
             self._closed = True
             self._results.clear()
             self._changed.notify_all()
@@ -147,11 +182,11 @@ class _Pipeline:
             self._frames.close()
         for worker in self._workers:
             if worker is not threading.current_thread():
-                worker.join()
-        self._source, self._lanes = (), ()
+                worker.join(patience_s)
+        self._source, self._lanes, self._prepare = (), (), Ready
 
     def _start(self) -> None:
-        self._frames = ReadAhead(self._source, self._options.depth, self._options.policy)
+        self._frames = ReadAhead(self._source, self._options.reading, self._prepare)
         for number, lane in enumerate(self._lanes):
             name = f"fcnopt-stream-lane-{number}"
             self._workers.append(threading.Thread(target=self._work, args=(lane, self._frames), name=name, daemon=True))
@@ -162,7 +197,7 @@ class _Pipeline:
             with self._taking:
                 if self._exhausted:
                     return
-                found: list[Outputs] | BaseException
+                found: _Found
                 try:
                     batch = frames.take(self._options.batch)
                     found = StopIteration()
@@ -187,17 +222,17 @@ class _Pipeline:
             self._places -= 1
             return True
 
-    def _put(self, number: int, found: list[Outputs] | BaseException) -> None:
+    def _put(self, number: int, found: _Found) -> None:
         with self._changed:
             if not self._closed:
                 self._results[number] = found
             self._changed.notify_all()
 
 
-def _inferred(lane: Lane, batch: Sequence[Drawn]) -> list[Outputs] | BaseException:
+def _inferred(lane: Lane, batch: Sequence[Drawn]) -> _Found:
     """A batch's results, one a frame, or the error that came instead."""
     try:
-        outputs = lane([drawn.frame for drawn in batch])
+        outputs = lane([drawn.ready.frame for drawn in batch])
     except BaseException as error:  # noqa: BLE001  (raised again where results are taken)
         return error
     done = time.perf_counter()
@@ -205,8 +240,8 @@ def _inferred(lane: Lane, batch: Sequence[Drawn]) -> list[Outputs] | BaseExcepti
     def part(values: Any, place: int) -> Any:
         return None if values is None else values[place : place + 1]
 
-    return [
-        replace(
+    def result(place: int, drawn: Drawn) -> tuple[Outputs, Ready]:
+        one = replace(
             outputs,
             labels=part(outputs.labels, place),
             confidence=part(outputs.confidence, place),
@@ -215,5 +250,6 @@ def _inferred(lane: Lane, batch: Sequence[Drawn]) -> list[Outputs] | BaseExcepti
             index=drawn.index,
             skipped=drawn.skipped,
         )
-        for place, drawn in enumerate(batch)
-    ]
+        return one, replace(drawn.ready, frame=None)  # the frame itself is held no longer
+
+    return [result(place, drawn) for place, drawn in enumerate(batch)]

@@ -6,7 +6,7 @@ import gc
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,57 +15,10 @@ from numpy.typing import NDArray
 
 from fcnopt.backends import readahead
 from fcnopt.backends.base import Outputs, Runner
+from fcnopt.backends.readahead import Ready
+from fcnopt.backends.streaming import Stream, StreamOptions
 from fcnopt.errors import UsageError
-from tests.backends.tiny import tiny_spec
-
-Infer = Callable[[Any], Outputs]
-
-
-class Lanes(Runner):
-    """Labels are the frames' first channel; `work(number of the first frame)` takes its time."""
-
-    def __init__(self, count: int = 1, batch: int | None = None, work: Callable[[int], None] | None = None) -> None:
-        self.name, self.spec, self.batch, self.in_flight = "fake", tiny_spec(2, 2), batch, count
-        self.shapes: list[tuple[int, ...]] = []
-        self.at_once = self.most_at_once = 0
-        self._work, self._lock = work, threading.Lock()
-
-    def infer(self, frames: Any) -> Outputs:
-        with self._lock:
-            self.shapes.append(frames.shape)
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
-        try:
-            if self._work is not None:
-                self._work(int(frames[0, 0, 0, 0]))
-        finally:
-            with self._lock:
-                self.at_once -= 1
-        return Outputs(frames[..., 0].copy(), inference_ms=1.0)
-
-    def lanes(self, count: int) -> Sequence[Infer]:
-        return [self.infer] * count
-
-
-def frame(number: int) -> NDArray[np.uint8]:
-    return np.full((2, 2, 3), number % 256, np.uint8)
-
-
-def numbered(count: int) -> Iterator[NDArray[np.uint8]]:
-    return (frame(i) for i in range(count))
-
-
-def labels(outs: Sequence[Outputs]) -> list[int]:
-    return [int(out.labels[0, 0, 0]) for out in outs]
-
-
-def threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("fcnopt-stream")]
-
-
-def uneven(number: int) -> None:
-    """Later frames are done before earlier ones."""
-    time.sleep(0.02 if number % 4 == 0 else 0.001)
+from tests.backends.lanes import Lanes, frame, labels, numbered, threads, uneven
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -129,7 +82,7 @@ def test_what_is_held_is_bounded_while_the_caller_is_slow(count: int, batch: int
     assert not threads()
 
 
-def test_the_latest_frame_replaces_those_that_wait_and_none_is_lost_silently() -> None:
+def test_the_newest_frame_replaces_those_that_wait_and_none_is_lost_silently() -> None:
     """A camera of 200 frames a second, an engine of 50."""
 
     def camera() -> Iterator[NDArray[np.uint8]]:
@@ -137,7 +90,7 @@ def test_the_latest_frame_replaces_those_that_wait_and_none_is_lost_silently() -
             time.sleep(0.005)
             yield frame(number)
 
-    outs = list(Lanes(work=lambda _: time.sleep(0.02)).stream(camera(), policy="latest"))
+    outs = list(Lanes(work=lambda _: time.sleep(0.02)).stream(camera(), policy="drop-oldest"))
     indices = [out.index for out in outs]
     assert 10 < len(outs) < 60
     assert indices[-1] == 99, "the newest frame always comes through"
@@ -156,7 +109,7 @@ def test_a_slow_caller_gets_the_newest_frame_too() -> None:
 
     ages = []
     start = time.perf_counter()
-    with Lanes().stream(camera(), policy="latest") as stream:
+    with Lanes().stream(camera(), policy="drop-oldest") as stream:
         for out in stream:
             ages.append((time.perf_counter() - start) / 0.005 - (out.index or 0))
             time.sleep(0.03)
@@ -193,12 +146,20 @@ def test_the_source_s_error_comes_after_the_frames_before_it(count: int, batch: 
     assert not threads()
 
 
-def test_an_error_of_what_is_mapped_closes_the_stream() -> None:
-    def broken(_: Outputs) -> Outputs:
+@pytest.mark.parametrize("where", ["prepare", "finish"])
+def test_an_error_of_the_work_around_inference_closes_the_stream(where: str) -> None:
+    def broken(_: Any) -> Any:
         raise ZeroDivisionError
 
+    def prepare(item: Any) -> Ready:
+        return Ready(item, finish=broken)
+
+    runner = Lanes(2)
+    stream = Stream(
+        numbered(50), [runner._lane(runner.infer)], StreamOptions(), {"prepare": broken}.get(where, prepare)
+    )
     with pytest.raises(ZeroDivisionError):
-        next(Lanes(2).stream(numbered(50)).map(broken))
+        next(stream)
     assert not threads()
 
 
@@ -221,7 +182,7 @@ def test_a_stream_left_half_read_ends_its_threads() -> None:
     assert not threads()
 
 
-@pytest.mark.parametrize("policy", ["block", "latest"])
+@pytest.mark.parametrize("policy", ["block", "drop-oldest"])
 def test_a_stalled_source_can_be_closed_while_the_caller_waits(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readahead, "_PATIENCE_S", 0.1)
     stalled, release = threading.Event(), threading.Event()
@@ -265,8 +226,11 @@ def test_closing_waits_for_inference_under_way() -> None:
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
+        ({"max_latency_ms": 0}, "max_latency_ms is 0"),
+        ({"max_latency_ms": float("nan")}, "max_latency_ms is nan"),
+        ({"stall_s": -1.0}, "stall_s is -1.0"),
         ({"prefetch": 0}, "prefetch is 0"),
-        ({"policy": "newest"}, "policy 'newest' is unknown"),
+        ({"policy": "latest"}, "policy 'latest' is unknown"),
         ({"in_flight": 0}, "in_flight is 0"),
     ],
 )

@@ -231,6 +231,44 @@ def test_an_engine_for_another_device_is_refused_with_tensorrt_s_reason(cuda):
     assert not cuda.memory
 
 
+@pytest.mark.parametrize(
+    ("says", "reason", "fix"),
+    [
+        (
+            "The engine plan file is not compatible with this version of TensorRT, expecting library version 10.3.0.26 "
+            "got 10.0.1.6, please rebuild.",
+            "it was built by TensorRT 10.0.1.6, here is TensorRT 10.3.0.26",
+            "or install TensorRT 10.0.1.6",
+        ),
+        (
+            "The engine plan file is generated on an incompatible device, expecting compute 9.0 got compute 8.6, "
+            "please rebuild.",
+            "it was built for compute capability 8.6, this GPU has 9.0",
+            "or run it on a GPU of compute capability 8.6",
+        ),
+        (
+            "stdVersionRead == kSERIALIZATION_VERSION failed.Version tag does not match. Note: Current Version: 239, "
+            "Serialized Engine Version: 236)",
+            "its format has version 236, this TensorRT reads version 239",
+            "install the TensorRT that manifest.json names",
+        ),
+        (
+            "Platform specific tag mismatch detected. TensorRT plan files are only supported on the target runtime "
+            "platform they were created on.",
+            "it was built on another operating system or processor architecture",
+            "build the engine again on this machine",
+        ),
+    ],
+)
+def test_a_misfit_names_found_and_expected_and_the_fix(cuda, says, reason, fix):
+    trt = fake_trt(cuda, refuses=says)
+    with pytest.raises(BackendError) as caught:
+        opened(cuda, trt)
+    assert caught.value.message.startswith(f"tensorrt fp32: tensorrt 11.4.0 does not load the engine: {reason}")
+    assert fix in caught.value.fix
+    assert "fcnopt build" in caught.value.fix
+
+
 def test_rtx_names_why_an_engine_is_not_valid_and_does_not_load_it(cuda):
     trt = fake_trt(cuda, rtx=True, diagnostics=3)
     with pytest.raises(BackendError, match="not valid on this machine: version mismatch, unsupported cc"):
