@@ -1,9 +1,10 @@
 """Deploy trained fully convolutional segmentation networks on NVIDIA GPUs.
 
-The verbs are `slim`, `export`, `optimize`, `build`, `load`, `bench`, `compare` and `inspect`; `SlimOptions` (with
-`RecoveryOptions` for training), `ExportOptions`, `BuildSettings` (with `BuildOptions` for the runtime,
-`ValidationSource` and `Budget` for accuracy) and `BenchFiles` hold their less common choices. Each is imported when it
-is first used, so that `import fcnopt` loads no runtime.
+The verbs are `slim`, `export`, `optimize`, `build`, `sign` (with a key that `new_key` makes), `load`, `run`, `bench`,
+`compare`, `deploy`, `serve` and `inspect`; `SlimOptions` (with `RecoveryOptions` for training), `ExportOptions`,
+`BuildSettings` (with `BuildOptions` for the runtime, `ValidationSource` and `Budget` for accuracy), `RunOptions`,
+`ServeOptions` and `BenchFiles` hold their less common choices. Each is imported when it is first used, so that `import
+fcnopt` loads no runtime.
 """
 
 from typing import TYPE_CHECKING
@@ -16,13 +17,17 @@ if TYPE_CHECKING:
     from fcnopt.backends.base import BuildOptions
     from fcnopt.benchmark import BenchFiles, bench
     from fcnopt.builder import build, optimize
-    from fcnopt.bundle import load
+    from fcnopt.bundle import load, sign
     from fcnopt.comparison import compare
+    from fcnopt.deployment import deploy
     from fcnopt.evaluate.budget import Budget
     from fcnopt.evaluate.result import check_gates
     from fcnopt.exporter import ExportOptions, export
     from fcnopt.inspection import inspect
+    from fcnopt.recording import RunOptions, run
+    from fcnopt.serving import ServeOptions, serve
     from fcnopt.settings import BuildSettings
+    from fcnopt.signing import new_key
     from fcnopt.slimming.options import RecoveryOptions, SlimOptions
     from fcnopt.slimming.slimmer import slim
 
@@ -34,6 +39,8 @@ __all__ = [
     "ExportOptions",
     "FcnoptError",
     "RecoveryOptions",
+    "RunOptions",
+    "ServeOptions",
     "SlimOptions",
     "ValidationSource",
     "__version__",
@@ -41,10 +48,15 @@ __all__ = [
     "build",
     "check_gates",
     "compare",
+    "deploy",
     "export",
     "inspect",
     "load",
+    "new_key",
     "optimize",
+    "run",
+    "serve",
+    "sign",
     "slim",
 ]
 
@@ -55,16 +67,23 @@ _HOMES = {
     "BuildSettings": "fcnopt.settings",
     "ExportOptions": "fcnopt.exporter",
     "RecoveryOptions": "fcnopt.slimming.options",
+    "RunOptions": "fcnopt.recording",
+    "ServeOptions": "fcnopt.serving",
     "SlimOptions": "fcnopt.slimming.options",
     "ValidationSource": "fcnopt.accuracy",
     "bench": "fcnopt.benchmark",
     "build": "fcnopt.builder",
     "check_gates": "fcnopt.evaluate.result",
     "compare": "fcnopt.comparison",
+    "deploy": "fcnopt.deployment",
     "export": "fcnopt.exporter",
     "inspect": "fcnopt.inspection",
     "load": "fcnopt.bundle",
+    "new_key": "fcnopt.signing",
     "optimize": "fcnopt.builder",
+    "run": "fcnopt.recording",
+    "serve": "fcnopt.serving",
+    "sign": "fcnopt.bundle",
     "slim": "fcnopt.slimming.slimmer",
 }
 

@@ -51,11 +51,13 @@ class ValidationSource:
         labels: Folder of label maps; None looks for one in the layout of known data sets, and where there is none
             the FP32 network's labels are the truth.
         budget: What may be lost; None only measures.
+        topic: Of a robot log; None takes the only one with images.
     """
 
     clip: Path
     labels: Path | None = None
     budget: Budget | None = None
+    topic: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class Assignment:
             MediaError: The validation clip cannot be used.
             CalibrationError: The graph chosen changes most labels of calibration frames.
         """
-        clip = open_clip(self._source.clip, self._source.labels or find_labels(self._source.clip))
+        source = self._source
+        clip = open_clip(source.clip, source.labels or find_labels(source.clip), topic=source.topic)
         with tempfile.TemporaryDirectory(prefix="fcnopt-search-") as folder:
             place = Path(folder)
             io.save(self._model, place / "fp32.onnx")

@@ -30,7 +30,7 @@ def calibration_frames(
     """The calibration frames named, else those in calib/; None where there are none and none are needed.
 
     Args:
-        given: Images, folders and videos; None takes calib/.
+        given: Images, folders, videos and robot logs; None takes calib/.
         settings: Say how many, and which.
         spec: Of the model.
         model: FP32; judges frames where `settings.select` is diverse.
@@ -44,7 +44,7 @@ def calibration_frames(
         paths = [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]
         return _collect(paths, settings, spec, model, progress)
     calib, left = settings.calib, LeftOut()
-    if calib.is_dir() and find_sources([calib], spec.classes, left):
+    if calib.is_dir() and find_sources([calib], spec.classes, left, settings.topic):
         return _collect([calib], settings, spec, model, progress)
     if needed and left.folders:
         raise nothing_found([calib], left)
@@ -62,8 +62,13 @@ def _collect(
     paths: Sequence[Path], settings: BuildSettings, spec: ModelSpec, model: onnx.ModelProto, progress: Progress
 ) -> CalibrationFrames:
     if settings.select == "even":
-        return CalibrationFrames.collect(paths, spec, limit=settings.max_frames)
+        return CalibrationFrames.collect(paths, spec, limit=settings.max_frames, topic=settings.topic)
     progress("pick frames", 0.0)
     return collect_diverse(
-        paths, spec, model, limit=settings.max_frames, progress=lambda done: progress("pick frames", done)
+        paths,
+        spec,
+        model,
+        limit=settings.max_frames,
+        topic=settings.topic,
+        progress=lambda done: progress("pick frames", done),
     )

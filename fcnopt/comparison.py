@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcnopt.backends.base import Progress
-from fcnopt.bundle import Bundle, write_text
+from fcnopt.bundle import write_text
 from fcnopt.errors import UsageError
 from fcnopt.evaluate.pairing import pair
 from fcnopt.evaluate.parting import FACTOR_FRAMES, Frames, Network, part
@@ -22,8 +21,10 @@ from fcnopt.graph import io
 from fcnopt.graph.passes import optimize
 from fcnopt.graph.passes.phases import PhasesPass
 from fcnopt.graph.prepost import attach
+from fcnopt.inspection import bundle_at
 from fcnopt.locate import model_file
 from fcnopt.media import Clip, fit_frame, open_clip
+from fcnopt.report.page import check_writable
 from fcnopt.spec import FrameSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def compare(
         progress: Called as the comparison goes on.
 
     Raises:
-        UsageError: The two take frames of different sizes, have no layer in common, or neither has a spec.
+        UsageError: The two take frames of different sizes, have no layer in common, or neither has a spec; a folder
+            is no bundle; a report cannot be written where it should be.
         GraphError: A file is no usable ONNX, or a tensor differs in shape.
         BundleError: A bundle is damaged.
         MediaError: The clip cannot be used.
@@ -77,7 +79,7 @@ def compare(
         raise UsageError(f"--max-frames {max_frames}: expected a positive number", fix="compare at least one frame")
     for file in (json, html):
         if file is not None:
-            _check_writable(file)
+            check_writable(file)
     source = open_clip(clip)
     one, two = _named_apart(_open(Path(a)), _open(Path(b)), Path(a), Path(b))
     spec_a, spec_b = _specs(one, two)
@@ -115,8 +117,7 @@ def compare(
 def _open(path: Path) -> _Opened:
     """A bundle's precision graph, or an ONNX file."""
     if path.is_dir():
-        bundle = Bundle.read(path)
-        bundle.verify()
+        bundle = bundle_at(path)
         manifest = bundle.manifest
         model = io.load(bundle.model)
         notes: tuple[str, ...] = ()
@@ -182,15 +183,6 @@ def _frames(clip: Clip, count: int, one: FrameSpec, two: FrameSpec) -> Iterator[
             yield fit_frame(frame.image, one)[None], fit_frame(frame.image, two)[None]
         if frame.index >= max(wanted):
             return
-
-
-def _check_writable(file: Path) -> None:
-    # A comparison takes minutes: a wrong folder must not be found out when it ends.
-    if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
-        raise UsageError(
-            f"{file}: cannot be written there: it is a folder, or lies in one that is missing or read-only",
-            fix="give a file in an existing folder",
-        )
 
 
 def _write(result: Comparison, json: Path | None, html: Path | None) -> None:

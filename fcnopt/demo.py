@@ -67,9 +67,10 @@ def demo(folder: Path, *, say: Callable[[str], None], progress: Progress | None 
     here = default_target()
     half = default_precision(here)
     wanted = [("fp32", str(here)), (half, str(here)), ("int8", str(here)), ("fp16", RTX_TARGET), ("int8", RTX_TARGET)]
-    say(f"4. build engines: {', '.join(f'{p} for {t}' for p, t in dict.fromkeys(wanted))}")
+    say("4. build engines")
     built, skipped = [], []
     for precision, target in dict.fromkeys(wanted):
+        say(f"   {precision} for {target}")
         try:
             path = build(
                 exported.path,

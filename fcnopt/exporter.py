@@ -21,6 +21,7 @@ from fcnopt.origin import ORIGIN_KEY
 from fcnopt.spec import DATASETS, ClassSpec, ColorOrder, FrameSpec, ModelSpec, OutputName, Resize
 
 if TYPE_CHECKING:
+    from fcnopt.media.base import Clip
     from fcnopt.models.fcn import Padding
 
 MIN_OPSET, MAX_OPSET = 18, 23
@@ -155,8 +156,10 @@ def export(
         checkpoint = demo_checkpoint()
         default_notes = ["no checkpoint was given: this is the embedded demo network"]
         chosen = chosen or ClassSpec.named("synth")
-    source = open_source(checkpoint, options.module, options.padding, options.at_once, len(chosen) if chosen else None)
     path = _output_path(output, checkpoint, options.module)
+    if isinstance(frames, str | Path):
+        _clip(frames)  # a wrong path must not be found out after the network was converted
+    source = open_source(checkpoint, options.module, options.padding, options.at_once, len(chosen) if chosen else None)
     notes = [*default_notes, *source.notes]
     spec, size = _spec(source, chosen, options, notes)
     report("convert to ONNX", 0.0)
@@ -218,7 +221,7 @@ def _frames(
             groups.append(random_frames(2, *other))
         return tuple(groups)
     if isinstance(frames, str | Path):
-        return (_frames_of_clip(Path(frames), spec.with_size(*size)),)
+        return (_frames_of_clip(_clip(frames), spec.with_size(*size)),)
     fits = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3 and len(frames) > 0
     if not fits or not (dynamic or frames.shape[1:3] == size):
         raise UsageError(
@@ -228,11 +231,16 @@ def _frames(
     return (frames,)
 
 
-def _frames_of_clip(path: Path, spec: ModelSpec) -> NDArray[np.uint8]:
-    from fcnopt.media.clips import fit_frame, open_clip
+def _clip(path: str | Path) -> Clip:
+    from fcnopt.media.clips import open_clip
 
-    found = itertools.islice(open_clip(path), _MOST_FRAMES)
-    return np.stack([fit_frame(frame.image, spec.frame) for frame in found])
+    return open_clip(path)
+
+
+def _frames_of_clip(clip: Clip, spec: ModelSpec) -> NDArray[np.uint8]:
+    from fcnopt.media.fit import fit_frame
+
+    return np.stack([fit_frame(frame.image, spec.frame) for frame in itertools.islice(clip, _MOST_FRAMES)])
 
 
 def _describe(frames: NDArray[np.uint8] | str | Path | None) -> str:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fcnopt.bundle import MANIFEST, Bundle
+from fcnopt.errors import UsageError
 from fcnopt.graph import io
 from fcnopt.graph.stats import GraphStats, stats_of
 from fcnopt.locate import model_file
 from fcnopt.manifest import Manifest
 from fcnopt.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,18 @@ class Inspection:
         spec: What the model takes and gives; None for an ONNX file from elsewhere.
         stats: Of the graph; in a bundle, of the precision graph.
         manifest: The bundle's; None for an ONNX file.
+        batch: Frames that the graph computes at once; None where that is open.
     """
 
     path: Path
     spec: ModelSpec | None
     stats: GraphStats
     manifest: Manifest | None
+    batch: int | None = None
 
     def to_json(self) -> str:
         """Everything as JSON."""
-        data: dict[str, Any] = {"path": str(self.path), "stats": asdict(self.stats)}
+        data: dict[str, Any] = {"path": str(self.path), "batch": self.batch, "stats": asdict(self.stats)}
         data["spec"] = json.loads(self.spec.to_json()) if self.spec else None
         data["manifest"] = json.loads(self.manifest.to_json()) if self.manifest else None
         return json.dumps(data, indent=1)
@@ -43,15 +49,36 @@ def inspect(path: str | Path) -> Inspection:
     """Read a bundle or an ONNX file; no engine is loaded.
 
     Raises:
-        BundleError: `path` is a folder but no bundle, or one that is damaged.
+        BundleError: The bundle is damaged.
         GraphError: `path` is a file but no usable ONNX.
-        UsageError: `path` is a checkpoint.
+        UsageError: `path` is a checkpoint, or a folder but no bundle.
     """
     place = Path(path)
     if place.is_dir() or place.name == MANIFEST:
-        bundle = Bundle.read(place.parent if place.name == MANIFEST else place)
-        bundle.verify()
-        manifest = bundle.manifest
-        return Inspection(bundle.path, manifest.spec, stats_of(io.load(bundle.model)), manifest)
+        bundle = bundle_at(place.parent if place.name == MANIFEST else place)
+        manifest, model = bundle.manifest, io.load(bundle.model)
+        return Inspection(bundle.path, manifest.spec, stats_of(model), manifest, _batch(model))
     model = io.load(model_file(place))
-    return Inspection(place, io.read_spec(model), stats_of(model), None)
+    return Inspection(place, io.read_spec(model), stats_of(model), None, _batch(model))
+
+
+def bundle_at(folder: Path) -> Bundle:
+    """The bundle in a folder, with all its files as the build left them.
+
+    Raises:
+        UsageError: The folder holds none.
+        BundleError: It is damaged.
+    """
+    if folder.is_dir() and not (folder / MANIFEST).is_file():
+        raise UsageError(f"{folder}: is no bundle: it has no {MANIFEST}", fix="give the folder engines/NAME")
+    bundle = Bundle.read(folder)
+    bundle.verify()
+    return bundle
+
+
+def _batch(model: onnx.ModelProto) -> int | None:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name not in constants and value.type.tensor_type.shape.dim:
+            return value.type.tensor_type.shape.dim[0].dim_value or None
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -11,6 +11,7 @@ from fcnopt.backends.base import BuildOptions, Precision
 from fcnopt.errors import UsageError
 from fcnopt.evaluate.budget import Budget, BudgetOn
 from fcnopt.locate import CALIB, ENGINES
+from fcnopt.media.logs import is_log
 from fcnopt.quantize.methods import Method
 from fcnopt.quantize.select import Select
 
@@ -25,6 +26,7 @@ class BuildSettings:
         method: How ranges are chosen for int8 and fp8: auto, minmax, percentile, entropy (int8 only) or mse.
         max_frames: Most calibration frames.
         select: Which of all that are given: even (spacing), or diverse, those that cover them.
+        topic: Of robot logs among the calibration frames; None takes the only one with images of each.
         name: The bundle's name; None makes one of model, precision and target.
         folder: Where bundles go, and where the newest model is looked for.
         calib: Where frames are looked for when none are named, and where ranges are kept.
@@ -38,6 +40,7 @@ class BuildSettings:
     method: Method = "auto"
     max_frames: int = 64
     select: Select = "even"
+    topic: str | None = None
     name: str | None = None
     folder: Path = ENGINES
     calib: Path = CALIB
@@ -74,6 +77,7 @@ class BuildSettings:
         max_miou_drop: float | None = None,
         max_class_drop: float | None = None,
         budget_on: BudgetOn | None = None,
+        topic: str | None = None,
         html: Path | None = None,
         **others: Any,
     ) -> Self:
@@ -91,12 +95,14 @@ class BuildSettings:
             timing_cache=timing_cache,
         )
         source = _parse_validation(validation, labels, max_miou_drop, max_class_drop, budget_on)
+        if source is not None and topic is not None and is_log(source.clip):
+            source = replace(source, topic=topic)
         if html is not None and (source is None or source.budget is None):
             raise UsageError(
                 f"--html {html} was given without a budget: there would be no search to show",
                 fix="add --validation CLIP_OR_FOLDER with --max-miou-drop or --max-class-drop, or leave --html out",
             )
-        return cls(optimize=not no_optimize, backend=backend, validation=source, **others)
+        return cls(optimize=not no_optimize, backend=backend, validation=source, topic=topic, **others)
 
 
 def _parse_validation(

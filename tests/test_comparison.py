@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 import fcnopt
 from fcnopt.cli import main
-from fcnopt.errors import BundleError, GraphError, MediaError, UsageError
+from fcnopt.errors import GraphError, MediaError, UsageError
 from fcnopt.graph import io
 from fcnopt.graph.prepost import attach
 from fcnopt.quantize.casts import to_half
@@ -136,7 +136,7 @@ def test_mistakes_are_said_before_anything_runs(tiny_model: Path, bundle: Path, 
     clip = street / "images"
     cases: list[tuple[type[Exception], str, tuple[Path, Path, Path], dict[str, object]]] = [
         (UsageError, "--max-frames 0: expected a positive number", (tiny_model, bundle, clip), {"max_frames": 0}),
-        (BundleError, "is not a bundle", (tiny_model, tmp_path, clip), {}),
+        (UsageError, "is no bundle", (tiny_model, tmp_path, clip), {}),
         (GraphError, "no such file", (tiny_model, tmp_path / "none", clip), {}),
         (UsageError, "is a checkpoint", (tiny_model.with_suffix(".pth"), bundle, clip), {}),
         (MediaError, "no such file or folder", (tiny_model, bundle, tmp_path / "none.mp4"), {}),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import click
 
 import fcnopt
+from fcnopt.cli.deploying import deploy
 from fcnopt.cli.making import build, export, optimize
 from fcnopt.cli.measuring import bench, compare
+from fcnopt.cli.running import run
+from fcnopt.cli.serving import serve
 from fcnopt.cli.showing import demo, doctor, inspect
+from fcnopt.cli.signing import sign
 from fcnopt.cli.slimming import slim
 
 
 @click.group(
-    commands=(slim, export, optimize, build, bench, compare, inspect, doctor, demo),
+    commands=(slim, export, optimize, build, bench, compare, run, sign, deploy, serve, inspect, doctor, demo),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(fcnopt.__version__, prog_name="fcnopt")

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnopt.cli.console import PATH, fails_plainly, progress, taken
+from fcnopt.cli.console import BUNDLE_OR_MODEL, CLIP, LABELS, PATH, Command, chosen, progress
+from fcnopt.cli.signing import trusted_key_option
+from fcnopt.errors import UsageError
 
 if TYPE_CHECKING:
     from fcnopt.backends.base import Mode
@@ -15,10 +17,10 @@ if TYPE_CHECKING:
     from fcnopt.models.fcn import Padding
 
 
-@click.command()
-@click.argument("clip", type=PATH)
+@click.command(cls=Command)
+@click.argument("clip", type=CLIP)
 @click.option("--engine", "engines", type=PATH, multiple=True, help="Bundle, ONNX file or checkpoint; repeatable.")
-@click.option("--labels", type=PATH, help="Folder of label maps [default: beside CLIP in a known layout, else none]")
+@click.option("--labels", type=LABELS, help="Folder of label maps [default: beside CLIP in a known layout, else none]")
 @click.option("--reference", default="fp32", show_default=True, help="fp32, or an ONNX file or checkpoint.")
 @click.option("--padding", type=click.Choice(["same", "caffe"]), help="For a checkpoint without BatchNorm.")
 @click.option(
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of a video: the CPU, the GPU (PyNvVideoCodec), or the GPU where it can.",
 )
+@trusted_key_option
+@click.option("--topic", help="Of a robot log [default: the only one with images]")
 @click.option("--max-frames", type=int, help="Bench this many frames at most, the clip's first.")
 @click.option("--json", type=PATH, help="Write the result as data.")
 @click.option("--html", type=PATH, help="Write a page with tables, charts and frames.")
@@ -46,7 +50,6 @@ if TYPE_CHECKING:
 @click.option("--max-miou-drop", type=float, help="Gate, in points: exit 1 if an engine loses more.")
 @click.option("--max-class-drop", type=float, help="Gate, in points, for the worst class.")
 @click.option("--min-fps", type=float, help="Gate: exit 1 if an engine is slower end to end.")
-@fails_plainly
 def bench(
     clip: Path,
     engines: tuple[Path, ...],
@@ -55,25 +58,30 @@ def bench(
     padding: Padding | None,
     modes: tuple[Mode, ...],
     decoder: Decoder,
+    trusted_keys: tuple[Path, ...],
+    topic: str | None,
     max_frames: int | None,
     per_class: bool,
     **choices: Any,
 ) -> None:
-    """Measure engines on CLIP: FPS, latency, and mIoU against the FP32 reference.
+    """Measure FPS, latency and accuracy of engines on CLIP.
 
-    CLIP is a video, or a folder of images. Without --engine the newest bundle is taken. Without labels the
-    reference's labels are the truth.
+    Accuracy is mIoU against the FP32 reference. CLIP is a video, a robot log (MCAP, ROS bag), or a folder of
+    images. Without --engine the newest bundle is taken. Without labels the reference's labels are the truth.
     """
     from fcnopt.benchmark import BenchFiles
     from fcnopt.benchmark import bench as run
+    from fcnopt.bundle import MANIFEST
     from fcnopt.evaluate.result import check_gates, check_limits
     from fcnopt.locate import ENGINES, newest_bundle
     from fcnopt.report.terminal import print_bench
 
+    if clip.suffix == ".onnx" or (clip / MANIFEST).is_file():
+        raise UsageError(f"{clip}: is an engine, not a clip", fix=f"run fcnopt bench CLIP --engine {clip}")
     gates = {name: choices.pop(name) for name in ("max_miou_drop", "max_class_drop", "min_fps")}
     check_limits(**gates)
     files = BenchFiles(**choices)
-    engines = engines or (taken(newest_bundle(ENGINES), "the newest engine"),)
+    engines = engines or (chosen(newest_bundle(ENGINES), "--engine"),)
     with progress() as console:
         result = run(
             clip,
@@ -84,6 +92,8 @@ def bench(
             padding=padding,
             modes=modes,
             decoder=decoder,
+            topic=topic,
+            trusted_keys=trusted_keys,
             files=files,
             show=lambda found: print_bench(found, per_class=per_class),
             progress=console,
@@ -94,21 +104,20 @@ def bench(
     check_gates(result, **gates)
 
 
-@click.command()
-@click.argument("a", type=PATH)
-@click.argument("b", type=PATH)
-@click.argument("clip", type=PATH)
+@click.command(cls=Command)
+@click.argument("a", type=BUNDLE_OR_MODEL)
+@click.argument("b", type=BUNDLE_OR_MODEL)
+@click.argument("clip", type=CLIP)
 @click.option("--max-frames", type=int, default=16, show_default=True, help="Frames to compare, evenly spaced.")
 @click.option("--alone", is_flag=True, help="Also run each layer of B on A's inputs: the layer's own noise, measured.")
 @click.option("--top", type=click.IntRange(min=1), help="Print only the N worst layers, worst first.")
 @click.option("--json", type=PATH, help="Write the result as data.")
 @click.option("--html", type=PATH, help="Write a page with plot and table.")
-@fails_plainly
 def compare(a: Path, b: Path, clip: Path, top: int | None, **choices: Any) -> None:
-    """Show where two precisions part on CLIP, layer by layer: A is the reference, B is judged.
+    """Show layer by layer where two precisions part on CLIP.
 
-    A and B are bundles or ONNX files; tensors are matched by name. Per layer: the signal-to-noise ratio (SQNR) of its
-    result, and how much of the noise is its own.
+    A is the reference, B is judged; both are bundles or ONNX files. Tensors are matched by name. Per layer: the
+    signal-to-noise ratio (SQNR) of its result, and how much of the noise is its own.
     """
     from fcnopt.comparison import compare as run
     from fcnopt.report.parting import print_comparison

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import click
 
-from fcnopt.cli.console import PATH, fails_plainly, progress
+from fcnopt.cli.console import BUNDLE_OR_MODEL, PATH, Command, progress
 
 
-@click.command()
-@click.argument("path", type=PATH)
+@click.command(cls=Command)
+@click.argument("path", type=BUNDLE_OR_MODEL)
 @click.option("--json", "as_json", is_flag=True, help="Print as data.")
-@fails_plainly
 def inspect(path: Path, as_json: bool) -> None:
-    """Show what a bundle or an ONNX file holds: spec, statistics, layers with their precision."""
+    """Show what a bundle or an ONNX file holds.
+
+    The spec, statistics, and layers with their precision.
+    """
     from fcnopt.inspection import inspect as run
     from fcnopt.report.summaries import print_inspection
 
@@ -22,13 +24,15 @@ def inspect(path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(found.to_json())
     else:
-        print_inspection(str(found.path), found.spec, found.stats, found.manifest)
+        print_inspection(found)
 
 
-@click.command()
-@fails_plainly
+@click.command(cls=Command)
 def doctor() -> None:
-    """List what this machine can build and run, and what to install for the rest."""
+    """List what this machine can build and run.
+
+    And what to install for the rest.
+    """
     from fcnopt.backends import survey
     from fcnopt.backends.machine import describe_machine
     from fcnopt.report.summaries import print_doctor
@@ -36,11 +40,13 @@ def doctor() -> None:
     print_doctor(describe_machine(), survey())
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-o", "--output", type=PATH, default=Path("demo-out"), show_default=True, help="Folder for the results.")
-@fails_plainly
 def demo(output: Path) -> None:
-    """Run the whole road on the embedded network and a rendered driving clip, in about a minute."""
+    """Run the whole road on an embedded network, in a minute.
+
+    A driving clip is rendered; engines for this machine and for RTX cards are built and measured on it.
+    """
     from fcnopt.bundle import Bundle
     from fcnopt.demo import demo as run
     from fcnopt.report.summaries import print_built, print_passes

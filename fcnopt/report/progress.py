@@ -32,7 +32,10 @@ class ConsoleProgress:
         self._task: TaskID | None = None
 
     def __call__(self, step: str, fraction: float) -> None:
-        """Tell that `fraction` (0..1) of `step` is done."""
+        """Tell that `fraction` (0..1) of `step` is done; the step "done" only closes the one before it."""
+        if step == "done":
+            self._end()
+            return
         if step != self._step:
             self._end()
             self._begin(step)

@@ -12,6 +12,7 @@ from fcnopt.bundle import Bundle
 from fcnopt.evaluate.budget import Verdict
 from fcnopt.graph.passes import PassReport
 from fcnopt.graph.stats import GraphStats
+from fcnopt.inspection import Inspection
 from fcnopt.manifest import AccuracyClaim, Manifest
 from fcnopt.report.terminal import new_console, new_table
 from fcnopt.report.words import interval_text, signed
@@ -58,7 +59,7 @@ def print_built(bundle: Bundle, *, console: Console | None = None) -> None:
     lines = [
         f"wrote {bundle.path}/ ({size / 1e6:.1f} MB): {manifest.precision} for {manifest.device}, {manifest.runtime}",
         f"from {manifest.sources['model']}",
-        *([f"calibrated on {manifest.sources['calibration']}"] if "calibration" in manifest.sources else []),
+        *([f"{_frames_use(manifest)} {manifest.sources['calibration']}"] if "calibration" in manifest.sources else []),
         *([f"accuracy: {claim_text(manifest.accuracy)}"] if manifest.accuracy is not None else []),
         *(f"note: {note}" for note in manifest.notes),
     ]
@@ -95,18 +96,18 @@ def print_verdict(verdict: Verdict, *, per_class: bool = False, console: Console
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def print_inspection(
-    name: str, spec: ModelSpec | None, stats: GraphStats, manifest: Manifest | None, *, console: Console | None = None
-) -> None:
+def print_inspection(found: Inspection, *, console: Console | None = None) -> None:
     """Print spec, statistics, and for a bundle its origin, measurements and layers."""
     console = console or new_console()
+    spec, stats, manifest = found.spec, found.stats, found.manifest
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
-    say(name)
+    say(str(found.path))
     say(f"  graph      {stats.nodes} nodes, {stats.parameters / 1e6:.1f} M parameters, {_gmacs(stats)} GMACs a frame")
     say(f"  operators  {', '.join(f'{count} {op}' for op, count in stats.ops.items())}")
+    say(f"  batch      {_batch(found.batch)}")
     if spec is None:
         say("  spec       none: this file says neither how frames are normalized nor what labels mean")
     else:
@@ -187,7 +188,7 @@ def _say_manifest(say: Any, manifest: Manifest) -> None:
     say(f"  engine     {manifest.precision} for {manifest.target} ({manifest.device}), {manifest.runtime}")
     say(f"  built      {manifest.created} by fcnopt {manifest.fcnopt} from {manifest.sources.get('model')}")
     if "calibration" in manifest.sources:
-        say(f"  calibrated on {manifest.sources['frames']} frames: {manifest.sources['calibration']}")
+        say(f"  {_frames_use(manifest)} {manifest.sources['calibration']}")
     for note in manifest.notes:
         say(f"  note       {note}")
     if manifest.accuracy is not None:
@@ -201,6 +202,18 @@ def _say_manifest(say: Any, manifest: Manifest) -> None:
         )
     if manifest.layers:
         say(f"  layers     {_precisions(manifest.layers)}")
+
+
+def _frames_use(manifest: Manifest) -> str:
+    """What the frames that a build was given were used for: half precision has no ranges to calibrate."""
+    quantized = manifest.precision in ("int8", "fp8")
+    return "calibrated on" if quantized else "which nodes stay FP32 was judged on"
+
+
+def _batch(batch: int | None) -> str:
+    if batch is None:
+        return "any number of frames at once"
+    return f"{batch} frame{'s' if batch > 1 else ''} at once"
 
 
 def _precisions(layers: Sequence[EngineLayer]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from fcnopt.slimming.elimination import Elimination, LowRank, Moments, eliminate
 from fcnopt.slimming.frames import Frames, normalized, read_frames
 from fcnopt.slimming.judging import Judge, Judged
 from fcnopt.slimming.options import SlimOptions
-from fcnopt.slimming.plan import Plan, make_plan
+from fcnopt.slimming.plan import Plan, fit_plan, make_plan
 from fcnopt.slimming.recovery import Recovered, Recovery, pick_device, renormalize
 from fcnopt.slimming.result import SlimResult
 from fcnopt.slimming.state import Work, key_of, write_torch
@@ -36,9 +36,7 @@ from fcnopt.slimming.surgery import slimmed
 from fcnopt.slimming.teacher import Teacher, ask
 from fcnopt.spec import ClassSpec, FrameSpec, ModelSpec
 
-_VERSION = 1
-_PLANS = 3
-_CLOSE = 0.99  # of the speedup asked for, as timers measure
+_VERSION = 2
 
 
 def slim(
@@ -50,6 +48,7 @@ def slim(
     classes: str | Path | ClassSpec | None = None,
     options: SlimOptions | None = None,
     work: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> SlimResult:
     """Make a network faster by taking channels out, and train back what that costs.
@@ -63,6 +62,7 @@ def slim(
         options: The rest.
         work: Folder of intermediate results, kept; None takes one beside the output, which goes when all is done. A
             run that was stopped goes on from it.
+        say: Called with what is ahead, and where intermediate results are, once everything given is known to fit.
         progress: Called with the step and how much of it is done.
 
     Returns:
@@ -78,13 +78,16 @@ def slim(
     report = progress or (lambda _step, _fraction: None)
     source = Path(checkpoint)
     path = _output_path(output, source)
+    report("load the network", 0.0)
     loaded, network = _load(source, options)
-    clip = open_clip(frames, labels or find_labels(Path(frames)))
+    clip = open_clip(frames, labels or find_labels(Path(frames)), topic=options.topic)
     spec = _spec(loaded, network, clip, classes, options)
     target = Target.parse(options.target) if options.target else default_target()
+    folder = Path(work) if work is not None else path.with_name(f".{path.stem}.slimming")
+    if say is not None:
+        say(_ahead(min(len(clip), options.max_frames), options, folder))
     report("read frames", 0.0)
     data = read_frames(clip, spec, limit=options.max_frames, holdout=options.holdout)
-    folder = Path(work) if work is not None else path.with_name(f".{path.stem}.slimming")
     run = _Run(network, source, spec, target, data, options, Work(folder), report)
     found = run.all()
     state = {name: tensor.contiguous().cpu() for name, tensor in found.network.state_dict().items()}
@@ -93,7 +96,6 @@ def slim(
     write_torch(path, {"state_dict": state, ORIGIN_KEY: origin.to_json()})
     if work is None:
         shutil.rmtree(folder, ignore_errors=True)
-    report("done", 1.0)
     new = widths_of(found.network.architecture)
     return SlimResult(
         path,
@@ -165,12 +167,14 @@ class _Run:
         factors = low_rank(moments[FC6_OUT])
         plan, speedup, measured = self._plan(orders, moments, factors)
         narrow = slimmed(self._network, plan, orders, moments, factors).to(self._device)
+        self._report("settle the narrow network", 0.0)
         renormalize(narrow, teacher, self._frames, self._spec, self._options.recovery)
         self._report("judge before recovery", 0.0)
         before = self.judge.judge(narrow)
         start = copy.deepcopy(narrow)
         key = key_of(self._key, asdict(plan), asdict(self._options.recovery))
         training = Recovery(narrow, teacher, self._frames, self._spec, self._options.recovery, self._device)
+        self._report("recover", 0.0)
         recovered = training.run(self._work, key, lambda done: self._report("recover", done))
         self._report("judge", 0.0)
         after = self.judge.judge(narrow)
@@ -183,6 +187,8 @@ class _Run:
         key = key_of(self._key, count)
         kept = self._work.load("statistics", key)
         if kept is None:
+            self._report("measure channels", 0.0)
+            begun = key_of(key, "begun", str(self._device.type))  # sums so far, until the result takes their place
             places = self._frames.train[np.linspace(0, len(self._frames.train) - 1, count).round().astype(int)]
             norm = self._spec.frame.normalization
             pixels = (normalized(self._frames.images[at : at + 1], norm).to(self._device) for at in places)
@@ -191,6 +197,8 @@ class _Run:
                 pixels,
                 teacher.class_weights.to(self._device),
                 progress=lambda done: self._report("measure channels", done / count),
+                kept=self._work.load("statistics", begun),
+                keep=lambda sums: self._work.save("statistics", begun, sums),
             )
             kept = {
                 name: (torch.from_numpy(entry.second), torch.from_numpy(entry.curvature))
@@ -213,20 +221,31 @@ class _Run:
         cpu = self._network.cpu()
         cost = cost_model(cpu, self._spec, self._target)
         losses = {name: order.loss for name, order in orders.items()}
-        asked = options.speedup
-        for _ in range(_PLANS):
-            plan = make_plan(cost, losses, factors.loss, speedup=asked, multiple=multiple)
+
+        def plan_for(speedup: float) -> Plan:
+            return make_plan(cost, losses, factors.loss, speedup=speedup, multiple=multiple)
+
+        def measure(plan: Plan) -> float:
+            return measured_speedup(cpu, slimmed(cpu, plan, orders, moments, factors), self._spec, self._target)
+
+        if cost.measured:
+            plan, speedup = fit_plan(options.speedup, plan_for, measure)
+        else:
+            plan = plan_for(options.speedup)
             speedup = plan.speedup
-            if not cost.measured:
-                break
-            narrow = slimmed(cpu, plan, orders, moments, factors)
-            speedup = measured_speedup(cpu, narrow, self._spec, self._target)
-            if speedup >= _CLOSE * options.speedup:
-                break
-            asked *= options.speedup / speedup
         self._network.to(self._device)
         self._work.save("plan", key, {"plan": asdict(plan), "speedup": speedup, "measured": cost.measured})
         return plan, speedup, cost.measured
+
+
+def _ahead(frames: int, options: SlimOptions, folder: Path) -> str:
+    """What takes time, and that a stop loses little of it."""
+    recovery = options.recovery
+    last = f"{recovery.minutes:g} minutes" if recovery.steps is None else f"{recovery.steps} steps"
+    return (
+        f"intermediate results are kept in {folder}/, from where a stopped run goes on; before the recovery of {last} "
+        f"the network answers {frames} frames and its channels are measured"
+    )
 
 
 def _load(source: Path, options: SlimOptions) -> tuple[Loaded, FCN]:

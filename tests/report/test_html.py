@@ -148,6 +148,7 @@ def test_words_are_escaped_and_facts_are_plain(page: Page) -> None:
         "openvino 2026.4",
         "2026-11-22T09:00:00+00:00",
         "label maps of 12 frames",
+        "latency, ms",
     ):
         assert words in text
 

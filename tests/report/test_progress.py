@@ -23,6 +23,15 @@ def test_a_step_that_reports_nothing_is_announced_and_closed(capsys: pytest.Capt
     assert capsys.readouterr().err.splitlines() == ["convert ...", "convert: done in 0 s"]
 
 
+def test_done_closes_the_last_step_and_is_none_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with ConsoleProgress() as console:
+        console("prove", 0.0)
+        threading.Event().wait(0.2)
+        console("done", 1.0)
+        threading.Event().wait(0.2)
+    assert capsys.readouterr().err.splitlines() == ["prove ...", "prove: done in 0 s"]
+
+
 def test_fractions_are_shown_ever_more_rarely(capsys: pytest.CaptureFixture[str]) -> None:
     with ConsoleProgress() as console:
         for done in range(1, 41):

@@ -13,6 +13,7 @@ from rich.console import Console
 from fcnopt.bundle import MANIFEST, Bundle
 from fcnopt.evaluate.budget import Budget, Verdict, judge
 from fcnopt.graph.stats import GraphStats
+from fcnopt.inspection import Inspection
 from fcnopt.report.summaries import claim_text, print_built, print_inspection, print_verdict
 from tests.evaluate.test_budget import THREE, counted, even, uneven_loss
 from tests.test_manifest import BARE, CLAIM, manifest
@@ -53,11 +54,33 @@ def test_inspect_and_build_show_the_claim_where_there_is_one(tmp_path: Path) -> 
     stats = GraphStats(nodes=1, parameters=0, parameter_bytes=0, macs=0, activation_bytes=0, ops={"Conv": 1})
     for made, lines in ((manifest(CLAIM), 1), (manifest(), 0)):
         console = on_paper()
-        print_inspection("engines/net", made.spec, stats, made, console=console)
+        print_inspection(Inspection(Path("engines/net"), made.spec, stats, made), console=console)
         assert text_of(console).splitlines().count(f"  claims     {LINE}") == lines
         console = on_paper()
         print_built(Bundle(tmp_path, made), console=console)
         assert text_of(console).splitlines().count(f"accuracy: {LINE}") == lines
+
+
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [
+        ("int8", "calibrated on 64 frames, 480x360, from calib"),
+        ("fp16", "which nodes stay FP32 was judged on 64 frames, 480x360, from calib"),
+    ],
+)
+def test_frames_are_said_to_be_for_what_they_were_used_for(tmp_path: Path, precision: str, words: str) -> None:
+    (tmp_path / MANIFEST).write_text("{}")
+    stats = GraphStats(nodes=1, parameters=0, parameter_bytes=0, macs=0, activation_bytes=0, ops={"Conv": 1})
+    bare = manifest()
+    sources = {**bare.sources, "calibration": "64 frames, 480x360, from calib", "frames": 64}
+    made = replace(bare, precision=precision, sources=sources)  # type: ignore[arg-type]
+    console = on_paper()
+    print_built(Bundle(tmp_path, made), console=console)
+    assert words in text_of(console).splitlines()
+    console = on_paper()
+    print_inspection(Inspection(Path("engines/net"), made.spec, stats, made, 4), console=console)
+    assert f"  {words}" in text_of(console).splitlines()
+    assert "  batch      4 frames at once" in text_of(console).splitlines()
 
 
 def test_a_kept_and_a_missed_budget_are_told_apart() -> None:

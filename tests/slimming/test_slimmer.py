@@ -132,6 +132,56 @@ def test_a_killed_run_goes_on_and_gives_the_same(slimmed: SlimResult, drive: Pat
         assert torch.equal(load(result.path).module.state_dict()[name], tensor), name
 
 
+def test_a_run_killed_while_channels_are_measured_goes_on(
+    slimmed: SlimResult, drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcnopt.slimming.statistics._KEEP_S", 0.0)
+
+    def kill(step: str, done: float) -> None:
+        if step == "measure channels" and done == 0.75:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(drive, tmp_path, progress=kill)
+    measured: list[float] = []
+    steps: list[str] = []
+
+    def watch(step: str, done: float) -> None:
+        steps.append(step)
+        measured.extend([done] if step == "measure channels" else [])
+
+    result = run(drive, tmp_path, progress=watch)
+    assert measured == [0.0, 0.75, 1.0], "the two frames measured before are not measured again"
+    assert list(dict.fromkeys(steps)) == [
+        "load the network",
+        "read frames",
+        "ask the original",
+        "judge the original",
+        "measure channels",
+        "order channels",
+        "time the network",
+        "settle the narrow network",
+        "judge before recovery",
+        "recover",
+        "judge",
+    ]
+    for name, tensor in load(slimmed.path).module.state_dict().items():
+        assert torch.equal(load(result.path).module.state_dict()[name], tensor), name
+
+
+def test_what_is_ahead_is_said_once_and_only_where_nothing_is_wrong(drive: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(UsageError, match="11 class names"):
+        run(drive, tmp_path, classes="camvid", say=said.append)
+    assert said == []
+    one = replace(OPTIONS, recovery=replace(OPTIONS.recovery, steps=2))
+    run(drive, tmp_path, options=one, say=said.append)
+    assert said == [
+        f"intermediate results are kept in {tmp_path}/.slim.slimming/, from where a stopped run goes on; before the "
+        "recovery of 2 steps the network answers 18 frames and its channels are measured"
+    ]
+
+
 def test_a_budget_out_of_reach_is_missed_and_said(drive: Path, tmp_path: Path) -> None:
     tight = replace(OPTIONS, budget=Budget(0.0), recovery=replace(OPTIONS.recovery, steps=1))
     result = run(drive, tmp_path, options=tight)
@@ -227,6 +277,8 @@ def test_the_command_does_the_same_and_exits_by_the_budget(drive: Path, tmp_path
     words += ["--target", "tensorrt-rtx:sm86", "--speedup", "1.05", "--minutes", "0.001", "--device", "cpu"]
     missed = CliRunner().invoke(main, [*words, "-o", str(tmp_path / "a.pth"), "--max-miou-drop", "0"])
     assert missed.exit_code == 1
+    assert f"intermediate results are kept in {tmp_path}/.a.slimming/" in missed.output
+    assert "recovery of 0.001 minutes" in missed.output
     assert "is over the 0 allowed" in missed.output
     assert f"next: fcnopt export {tmp_path / 'a.pth'}" in missed.output
     kept = CliRunner().invoke(main, [*words, "-o", str(tmp_path / "b.pth"), "--max-miou-drop", "100"])
@@ -235,3 +287,20 @@ def test_the_command_does_the_same_and_exits_by_the_budget(drive: Path, tmp_path
     wrong = CliRunner().invoke(main, [*words, "-o", str(tmp_path / "c.pth"), "--speedup", "0.5"])
     assert wrong.exit_code == 2
     assert "speedup is 0.5, expected more than 1" in wrong.output
+
+
+def test_an_interrupted_command_says_that_it_goes_on(
+    drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from fcnopt.cli import main
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fcnopt.slimming.slimmer.slim", interrupted)
+    words = ["slim", str(drive / "net.pth"), "--frames", str(drive / "images"), "-o", str(tmp_path / "a.pth")]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 130
+    assert result.output == "interrupted; the same command goes on from where it was\n"

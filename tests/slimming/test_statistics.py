@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from fcnopt.models.fcn import FCN
+from fcnopt.slimming import statistics
 from fcnopt.slimming.elimination import Moments
 from fcnopt.slimming.statistics import FC6_OUT, measure, tensors_of
 from tests.models.networks import tiny
@@ -66,6 +69,27 @@ def test_the_same_seed_draws_the_same_and_frames_are_counted(network: FCN) -> No
     assert seen == [2, 3]
     np.testing.assert_array_equal(first["conv2_1"].curvature, again["conv2_1"].curvature)
     assert not np.array_equal(first["conv2_1"].curvature, other["conv2_1"].curvature)
+
+
+def test_a_measurement_goes_on_from_what_it_kept(network: FCN, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_KEEP_S", 0.0)
+    frames = [pixels(2), pixels(1), pixels(3), pixels(1)]
+    whole = measure(network, frames, torch.ones(5), seed=4)
+    kept: list[dict[str, Any]] = []
+
+    def stop(state: dict[str, Any]) -> None:
+        kept.append(state)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(network, frames, torch.ones(5), seed=4, keep=stop)
+    seen: list[int] = []
+    again = measure(network, frames, torch.ones(5), seed=4, kept=kept[-1], progress=seen.append)
+    assert seen == [6, 7]
+    for name, entry in whole.items():
+        np.testing.assert_array_equal(again[name].second, entry.second)
+        np.testing.assert_array_equal(again[name].curvature, entry.curvature)
 
 
 def test_the_bias_of_fc6_is_no_part_of_what_is_factored() -> None:

@@ -1,0 +1,158 @@
+"""What every place for labels is: written beside its name, and renamed when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcnopt.errors import MediaError
+from fcnopt.media.base import Frame
+from fcnopt.spec import ClassSpec
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """What is known of the labels before the first one.
+
+    Attributes:
+        classes: Names and palette, stored with them.
+        fps: Of the clip; 0 where it does not know.
+        start_ns: When its first frame was taken, on the clock of its log; 0 where there is none.
+        frame_id: The camera's coordinate frame.
+    """
+
+    classes: ClassSpec
+    fps: float = 0.0
+    start_ns: int = 0
+    frame_id: str = ""
+
+    def time_ns(self, frame: Frame) -> int:
+        """When a frame was taken. Pictures of a folder have no times: they get 10 a second."""
+        if not self.fps and not self.start_ns and not frame.timestamp_s:
+            return frame.index * 10**8
+        return self.start_ns + round(frame.timestamp_s * 1e9)
+
+
+class LabelSink(ABC):
+    """Writes label maps in order.
+
+    Args:
+        path: File or folder to write.
+        overwrite: Replace what is there.
+
+    Raises:
+        MediaError: Something is there that is not to be replaced.
+
+    Attributes:
+        frames: How many were written.
+    """
+
+    source: LabelSource
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        self.path = path
+        self.frames = 0
+        self._replaces = overwrite
+        self._part = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
+        self._check_place()
+
+    @contextlib.contextmanager
+    def opened(self, source: LabelSource) -> Iterator[Self]:
+        """Begin to write. Left without an error, what was written takes its name.
+
+        Left with one, Ctrl-C too, nothing remains, and what was there before is untouched. A process that is killed
+        leaves a hidden `.NAME.*.part` beside it.
+
+        Raises:
+            MediaError: It cannot be written, or there were no frames.
+        """
+        self.source = source
+        whole = False
+        try:
+            with self._told():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._open(self._part)
+            yield self
+            with self._told():
+                self._close()
+                if not self.frames:
+                    raise MediaError(f"{self.path}: no frames to write", fix="give a clip with frames")
+                self._check_place()
+                self._take_place()
+            whole = True
+        finally:
+            if not whole:
+                self._discard()
+
+    def write(self, frame: Frame, labels: NDArray[np.uint8]) -> None:
+        """Add the labels of the next frame.
+
+        Args:
+            frame: With its image.
+            labels: uint8 [H, W], of the frame's size.
+
+        Raises:
+            MediaError: They cannot be written.
+        """
+        with self._told():
+            self._write(frame, np.ascontiguousarray(labels))
+        self.frames += 1
+
+    @abstractmethod
+    def _open(self, part: Path) -> None:
+        """Begin to write at `part`."""
+
+    @abstractmethod
+    def _write(self, frame: Frame, labels: NDArray[np.uint8]) -> None:
+        """Add a frame."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """End what `_open` began; called once more after a failure."""
+
+    def _check_place(self) -> None:
+        """Refuse what is at `path` already, unless it is to be replaced."""
+        if not self.path.exists():
+            return
+        if self.path.is_dir():
+            raise MediaError(f"{self.path}: is a folder, expected a file", fix="name another file")
+        if not self._replaces:
+            raise MediaError(f"{self.path}: is there already", fix="name another place, or add --overwrite")
+
+    def _take_place(self) -> None:
+        self._part.replace(self.path)
+
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError, *self._faults()):
+            self._close()
+        if self._part.is_dir():
+            shutil.rmtree(self._part, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                self._part.unlink(missing_ok=True)
+
+    def _faults(self) -> tuple[type[Exception], ...]:
+        """What a writer's library raises beside `OSError`."""
+        return ()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What goes wrong within becomes a `MediaError`."""
+        faults: tuple[type[Exception], ...] = (OSError, *self._faults())
+        try:
+            yield
+        except faults as error:
+            raise MediaError(
+                f"{self.path}: cannot be written: {getattr(error, 'strerror', None) or error}",
+                fix="choose a folder that you may write to, on a disk with free space",
+            ) from error
