@@ -117,10 +117,17 @@ def build(
         built = builder.build(graph, folder, backend, report)
         min_agreement = prove(graph, built, aim, wanted, spec, frames, report)
         manifest = describe(place.name, source, aim, wanted, spec, built, precise, frames)
+        sized = {"shapes": backend.shapes} if backend.shapes else {}  # of a graph with dynamic axes: (min, best, max)
         failed = tuple(f"graph pass {one.name}: {reason}" for one in passes for reason in one.taken_back)
         bundles.finish(
             folder,
-            replace(manifest, min_agreement=min_agreement, notes=(*failed, *manifest.notes), accuracy=accuracy),
+            replace(
+                manifest,
+                min_agreement=min_agreement,
+                notes=(*failed, *manifest.notes),
+                accuracy=accuracy,
+                sources=manifest.sources | sized,
+            ),
         )
     report("done", 1.0)
     return place

@@ -1,0 +1,55 @@
+# The fcnopt runtime for C++, as the target fcnopt::fcnopt. A project of yours includes this file in each directory
+# that uses it:
+#
+#   include(/path/to/this/folder/fcnopt.cmake)
+#   target_link_libraries(my_node PRIVATE fcnopt::fcnopt)
+
+# The bundle says which runtime it needs.
+file(GLOB fcnopt_manifest "${CMAKE_CURRENT_LIST_DIR}/bundle/*/manifest.json")
+file(READ "${fcnopt_manifest}" fcnopt_manifest)
+string(JSON fcnopt_target GET "${fcnopt_manifest}" target)
+string(REGEX REPLACE ":.*" "" fcnopt_target "${fcnopt_target}")
+set(FCNOPT_RUNTIME "${fcnopt_target}" CACHE STRING "openvino, tensorrt or tensorrt-rtx")
+
+find_package(Threads REQUIRED)
+find_package(ZLIB REQUIRED)  # the known-answer test is a compressed file
+find_package(OpenSSL COMPONENTS Crypto)
+if(NOT OpenSSL_FOUND)
+  message(STATUS "OpenSSL is missing: signatures cannot be checked, and hashes take longer")
+endif()
+
+if(FCNOPT_RUNTIME STREQUAL "openvino")
+  find_package(OpenVINO REQUIRED COMPONENTS Runtime)
+elseif(FCNOPT_RUNTIME MATCHES "^tensorrt(-rtx)?$")
+  # TENSORRT_ROOT and CUDAToolkit_ROOT name folders that CMake would not look into by itself.
+  find_package(CUDAToolkit REQUIRED)
+  string(REPLACE "tensorrt-rtx" "tensorrt_rtx" fcnopt_library "${FCNOPT_RUNTIME}")
+  string(REGEX REPLACE "^tensorrt$" "nvinfer" fcnopt_library "${fcnopt_library}")
+  find_path(TENSORRT_INCLUDE NvInferRuntime.h HINTS "${TENSORRT_ROOT}" PATH_SUFFIXES include REQUIRED)
+  find_library(TENSORRT_LIBRARY ${fcnopt_library} HINTS "${TENSORRT_ROOT}" PATH_SUFFIXES lib lib64 REQUIRED)
+else()
+  message(FATAL_ERROR "FCNOPT_RUNTIME is ${FCNOPT_RUNTIME}, expected openvino, tensorrt or tensorrt-rtx")
+endif()
+
+if(NOT TARGET fcnopt)
+  add_library(fcnopt INTERFACE)
+  add_library(fcnopt::fcnopt ALIAS fcnopt)
+  target_include_directories(fcnopt INTERFACE "${CMAKE_CURRENT_LIST_DIR}/include")
+  target_compile_features(fcnopt INTERFACE cxx_std_17)
+  target_link_libraries(fcnopt INTERFACE ZLIB::ZLIB Threads::Threads)
+  if(OpenSSL_FOUND)
+    target_link_libraries(fcnopt INTERFACE OpenSSL::Crypto)
+    target_compile_definitions(fcnopt INTERFACE FCNOPT_WITH_OPENSSL)
+  endif()
+  if(FCNOPT_RUNTIME STREQUAL "openvino")
+    target_link_libraries(fcnopt INTERFACE openvino::runtime)
+    target_compile_definitions(fcnopt INTERFACE FCNOPT_WITH_OPENVINO)
+  else()
+    target_include_directories(fcnopt SYSTEM INTERFACE "${TENSORRT_INCLUDE}")
+    target_link_libraries(fcnopt INTERFACE "${TENSORRT_LIBRARY}" CUDA::cudart)
+    target_compile_definitions(fcnopt INTERFACE FCNOPT_WITH_TENSORRT)
+    if(FCNOPT_RUNTIME STREQUAL "tensorrt-rtx")
+      target_compile_definitions(fcnopt INTERFACE FCNOPT_TENSORRT_RTX)
+    endif()
+  endif()
+endif()
