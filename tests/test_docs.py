@@ -11,7 +11,13 @@ from click.testing import CliRunner
 from fcnopt.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "engines/README.md", "calib/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "engines/README.md",
+    "calib/README.md",
+    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+)
 
 
 @pytest.mark.parametrize("page", PAGES)
