@@ -126,8 +126,17 @@ def run_load(
     return total
 
 
-class _Client:
-    """One channel and what became of its requests; answers come in gRPC's thread."""
+class OpenLoop:
+    """One channel and what became of its requests; answers come in gRPC's thread.
+
+    Args:
+        load: Address, model and patience.
+        frames: See `run_load`.
+        expected: See `run_load`.
+
+    Attributes:
+        tally: What became of the requests so far.
+    """
 
     def __init__(self, load: Load, frames: NDArray[np.uint8], expected: NDArray[np.uint8] | None) -> None:
         import tritonclient.grpc as grpc
@@ -141,6 +150,7 @@ class _Client:
         self.tally = Tally()
 
     def send(self) -> None:
+        """Send a request, and do not wait for its answer."""
         with self._changed:
             self.tally.sent += 1
         done = partial(self._done, start=time.perf_counter())
@@ -152,6 +162,7 @@ class _Client:
             self._changed.wait_for(lambda: self.tally.lost == 0, self._load.patience_s)
 
     def close(self) -> None:
+        """Close the channel."""
         self._client.close()
 
     def _done(self, result: Any, error: Any, start: float) -> None:
@@ -179,7 +190,7 @@ class _Client:
 
 
 def _client(load: Load, number: int, frames: NDArray[np.uint8], expected: NDArray[np.uint8] | None) -> Tally:
-    client = _Client(load, frames, expected)
+    client = OpenLoop(load, frames, expected)
     start = time.perf_counter()
     if load.rate is None:
         while time.perf_counter() - start < load.seconds:
