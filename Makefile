@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # For a package index of your own, or PyTorch's index of CPU wheels: make demo PIP_ARGS="--extra-index-url ..."
 PIP_ARGS ?=
 
-.PHONY: demo test test-gpu lint setup clean
+.PHONY: demo test test-serve test-gpu lint setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,12 +33,21 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
+test: lint test-serve
 	$(BIN)/pytest -m "not gpu"
+
+# make test-serve   what serves, in an environment without torch
+.venv-serve/installed: pyproject.toml constraints-serve.txt
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-serve.txt -e '.[serve]' pytest
+	touch $@
+
+test-serve: .venv-serve/installed
+	.venv-serve/bin/python -m pytest tests/serving
 
 # make test-gpu   what needs an NVIDIA GPU with its runtimes
 test-gpu: setup
 	$(BIN)/pytest -m gpu
 
 clean:
-	rm -rf $(VENV) demo-out
+	rm -rf $(VENV) .venv-serve demo-out

@@ -16,7 +16,7 @@ from typing import Self
 from fcnopt.errors import BackendError
 
 _START_S = 180.0
-_STOP_S = 120.0
+_STOP_S = 300.0
 
 
 class ServeProcess:

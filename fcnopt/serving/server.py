@@ -27,7 +27,7 @@ from fcnopt.serving.options import ServeOptions
 from fcnopt.serving.place import check_port, check_shared_memory, optional, own_group, own_libpython
 
 _START_S = 120.0
-_DRAIN_S = 60.0
+_DRAIN_S = 60.0  # for the frames that the engine works on, and for ending the model
 _EXIT_S = 3  # how long Triton waits at its end for clients to close HTTP connections that they do not use
 _NO_GPU = "CudaDriverHelper has not been initialized"  # logged as an error on every machine without a GPU
 _LOG_HEAD = re.compile(r"error: |E\d{4} [^\]]*\] ")
@@ -137,7 +137,7 @@ class TritonServer:
     def _wait_until_ready(self) -> None:
         end = time.monotonic() + _START_S
         while not self._is_ready():
-            if not self._triton._triton_server.is_alive():
+            if not self._runs():
                 raise self.failed("did not start")
             if time.monotonic() > end:
                 raise self.failed(f"did not get ready within {_START_S:.0f} s")
@@ -154,11 +154,17 @@ class TritonServer:
         """Unload the model: Triton refuses what comes from now on, and does not let go of it before all is answered."""
 
         def is_unloaded() -> bool:
-            models = self._ask("POST", "repository/index")  # None where Triton is gone already
-            return not any(model.get("state") in ("READY", "UNLOADING") for model in models or ())
+            if not self._runs():
+                return True
+            models = self._ask("POST", "repository/index")
+            return models is not None and all(model.get("reason") == "unloaded" for model in models)
 
         self._ask("POST", f"repository/models/{self._model.name}/unload")
-        _wait(is_unloaded, _DRAIN_S)
+        _wait(is_unloaded, self._options.timeout_ms / 1e3 + _DRAIN_S)  # in the queue at most the former
+
+    def _runs(self) -> bool:
+        """Whether Triton's process runs; `is_alive` is also about what answers its requests."""
+        return bool(self._triton._triton_server.is_alive())
 
     def _ask(self, method: str, path: str) -> Any:
         """Triton's answer on its HTTP port: JSON, {} where it says nothing, None where there is no good answer.

@@ -46,7 +46,7 @@ def test_what_was_accepted_is_answered_and_what_comes_later_is_refused(triton: N
         expected = engine.run(frame).labels
     with ServeProcess(slow, "--timeout-ms", 600_000) as server, Asker(server, "http", "slow") as idle:
         assert idle.client.is_server_ready()
-        client = OpenLoop(Load(server.grpc, "slow"), frame, expected)
+        client = OpenLoop(Load(server.grpc, "slow", patience_s=300.0), frame, expected)
         for _ in range(8):
             client.send()
         _wait_for(lambda: client.tally.answered >= 1)
@@ -59,11 +59,11 @@ def test_what_was_accepted_is_answered_and_what_comes_later_is_refused(triton: N
         client.close()
         found = client.tally
         assert (code, found.lost, found.wrong, found.rejected) == (0, 0, 0, 0), (server.said, found.said)
-        assert found.answered - before_stop >= 3, "the server was to be stopped under load"
+        assert found.answered - before_stop >= 2, "the server was to be stopped under load"
         assert f"answered {found.answered} requests with {found.answered} frames" in server.said
         assert set(found.said) <= {_TOO_LATE}
         assert "Traceback" not in server.said
-    assert not any(_runs(process) for process in processes)
+    _wait_for(lambda: not any(_runs(process) for process in processes))
     assert left_by(server.process.pid) == []
 
 
