@@ -105,7 +105,7 @@ def fit_plan(wanted: float, plan_for: Callable[[float], Plan], measure: Callable
     Raises:
         UsageError: The model knows of no plan for `wanted`.
     """
-    slow, fast = 1.0, math.inf  # what was asked of the model: too little, enough
+    slow, fast = (1.0, 1.0), (math.inf, math.inf)  # (asked of the model, measured): too slow, fast enough
     asked, found = wanted, list[tuple[float, Plan]]()
     for _ in range(_PLANS):
         try:
@@ -119,15 +119,19 @@ def fit_plan(wanted: float, plan_for: Callable[[float], Plan], measure: Callable
         if _SHORT * wanted <= speedup <= _OVER * wanted:
             break
         if speedup < wanted:
-            slow = max(slow, asked)
+            slow = max(slow, (asked, speedup))
         else:
-            fast = min(fast, asked)
-        asked *= wanted / speedup
-        if not slow < asked < fast:
-            asked = math.sqrt(slow * fast)
+            fast = min(fast, (asked, speedup))
+        asked = _between(slow, fast, wanted) if math.isfinite(fast[0]) else asked * wanted / speedup
     enough = [pair for pair in found if pair[0] >= _SHORT * wanted]
     speedup, plan = min(enough, key=lambda pair: pair[0]) if enough else max(found, key=lambda pair: pair[0])
     return plan, speedup
+
+
+def _between(slow: tuple[float, float], fast: tuple[float, float], wanted: float) -> float:
+    """What to ask for, when what is measured is a power of it between two that were tried."""
+    share = math.log(wanted / slow[1]) / math.log(fast[1] / slow[1])
+    return math.exp(math.log(slow[0]) + share * math.log(fast[0] / slow[0]))
 
 
 def _moves(
