@@ -22,7 +22,7 @@ from fcnopt.evaluate.validation import Measured, Validation
 from fcnopt.graph import io
 from fcnopt.locate import read_search
 from fcnopt.media.synth import SceneOptions, SynthClip
-from fcnopt.quantize import choose
+from fcnopt.quantize import choose, cost
 from fcnopt.quantize.recipe import Counted, Recipe
 from fcnopt.settings import BuildSettings
 
@@ -257,7 +257,8 @@ def test_a_search_leaves_layers_float_where_int8_breaks_the_network(
     tiny_model: Path, street: Path, drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A graph that changes most labels of calibration frames is not kept; the one chosen is still checked."""
-    monkeypatch.setattr(choose, "USABLE_LABELS", 0.9999)
+    monkeypatch.setattr(choose, "USABLE_LABELS", 0.999)  # all in INT8 keep 99.85 %
+    monkeypatch.setattr(cost, "_measurable", lambda _target: False)  # times of this machine would decide what is kept
     with pytest.raises(CalibrationError, match="are the least"):
         run(tiny_model, street / "images", tmp_path, drive, None)
     budget = Budget(0.0, on="mean")

@@ -31,7 +31,7 @@ import onnx_graphsurgeon as gs
 from fcnopt.graph.passes import fusion_groups
 from fcnopt.quantize.methods import Quantized
 from fcnopt.quantize.scales import Unfit
-from fcnopt.quantize.scorelayers import WEIGHTED, score_layers, score_readers
+from fcnopt.quantize.scorelayers import WEIGHTED, score_layers
 
 MIN_CHANNELS = 16
 KEPT_FLOAT = "kept float for accuracy"
@@ -134,7 +134,7 @@ def place(
             declined.append(Declined(node.name or node.outputs[0].name, reason))
     return Placement(
         tuple(node.outputs[0].name for node in layers),
-        _points(graph, layers, score_readers(graph, scores)),
+        _points(graph, layers, scores),
         tuple(declined),
     )
 

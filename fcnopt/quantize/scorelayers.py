@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
-
 import onnx_graphsurgeon as gs
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -13,8 +11,6 @@ _LINEAR = frozenset({
     "Flatten", "GlobalAveragePool", "Identity", "Mul", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Sub",
     "Sum", "Transpose", "Unsqueeze", "Upsample",
 })  # fmt: skip
-# What may stand between a tensor and the score that reads it: the passes move crops up before the scores.
-_MOVES = frozenset({"Identity", "Slice"})
 
 
 def score_layers(graph: gs.Graph, logits: str) -> set[int]:
@@ -31,19 +27,4 @@ def score_layers(graph: gs.Graph, logits: str) -> set[int]:
             found.add(id(node))
         elif node.op in _LINEAR:
             pending.extend(producer for tensor in node.inputs for producer in tensor.inputs)
-    return found
-
-
-def score_readers(graph: gs.Graph, scores: AbstractSet[int]) -> set[int]:
-    """Ids of the score layers, and of the moves of data whose result nobody but they read.
-
-    Args:
-        graph: In topological order.
-        scores: Ids of the score layers.
-    """
-    found = set(scores)
-    for node in reversed(graph.nodes):
-        readers = [id(reader) for tensor in node.outputs for reader in tensor.outputs]
-        if node.op in _MOVES and readers and found.issuperset(readers):
-            found.add(id(node))
     return found

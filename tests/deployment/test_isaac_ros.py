@@ -222,5 +222,14 @@ def test_an_engine_for_any_number_of_frames_takes_one(tmp_path: Path) -> None:
 
 def test_the_files_are_clean_code(deployed: Path) -> None:
     files = [deployed / "segmentation.launch.py", deployed / "fcnopt_adapter.py"]
-    command = ["ruff", "check", "--no-cache", "--line-length=120", "--select=E,F,I,B,W,UP", *files]
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--no-cache",
+        "--line-length=120",
+        "--select=E,F,I,B,W,UP",
+        *files,
+    ]
     assert subprocess.run(command, check=False).returncode == 0

@@ -279,5 +279,14 @@ def test_the_client_accepts_the_known_answer_alone(
 
 def test_the_client_is_clean_code(tmp_path: Path) -> None:
     folder = deploy(make_bundle(tmp_path), to="triton", output=tmp_path / "out")
-    command = ["ruff", "check", "--no-cache", "--line-length=120", "--select=E,F,I,B,W,UP", str(folder / "check.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--no-cache",
+        "--line-length=120",
+        "--select=E,F,I,B,W,UP",
+        str(folder / "check.py"),
+    ]
     assert subprocess.run(command, check=False).returncode == 0

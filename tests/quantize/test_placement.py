@@ -55,25 +55,6 @@ def test_score_layer_reads_the_float_pool_that_others_read_quantized(rng: np.ran
     assert [(r.node, r.index) for r in points["conv1_relu"].readers] == [("conv2", 0)]
 
 
-@pytest.mark.parametrize("crops", [1, 2])
-def test_score_layer_behind_a_crop_reads_the_float_pool_too(rng: np.random.Generator, crops: int) -> None:
-    net = Net(rng)
-    pool = net.pool(net.relu(net.conv(net.frames(), "stem", (3, 16))))
-    deep = net.relu(net.conv(pool, "a", (16, 16)))
-    cropped = pool
-    for number in range(crops):
-        ends = [
-            net.const(f"{name}{number}", np.array([value])) for name, value in (("from", 0), ("to", 99), ("axis", 2))
-        ]
-        cropped = net.node("Slice", [cropped, *ends], f"crop{number}")
-    skip = net.conv(cropped, "score_pool", (16, CLASSES), 1)
-    both = net.node("Add", [net.conv(deep, "score", (16, CLASSES), 1), skip], "sum")
-    net.labels(net.upscore(both, "logits"))
-    placement = placed(net.model())
-    assert placement.layers == ("a",)
-    assert [(p.tensor, [r.node for r in p.readers]) for p in placement.points] == [("stem_relu_pool", ["a"])]
-
-
 def test_point_moves_below_no_pool_but_the_one_that_a_score_reads(rng: np.random.Generator) -> None:
     net = Net(rng)
     x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
