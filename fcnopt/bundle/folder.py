@@ -23,7 +23,7 @@ RECIPE = "recipe.json"
 _MAX_MANIFEST_BYTES = 16 << 20
 _MAX_SIGNATURE_BYTES = 4096  # a whole one has 227
 # What `write_text` leaves where it is killed, or is just writing; nothing reads it.
-_UNFINISHED = re.compile(r"\.manifest\.(json|sig)\.\d+\.partial")
+_UNFINISHED = re.compile(r"\.manifest\.(json|sig)\.\d+(-[0-9a-f]{8})?\.(tmp|partial)")
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fcnopt.errors import BundleError, FcnoptError
+from fcnopt.leftovers import clear_up, is_running, part_of
 from fcnopt.manifest import Manifest
 from fcnopt.signing import MANIFEST, SIGNATURE
 
@@ -45,7 +44,7 @@ def staged(place: Path) -> Iterator[Path]:
         BundleError: `place` is something else than a bundle, or cannot be written.
     """
     prepare(place)
-    folder = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    folder = part_of(place, ".partial")
     try:
         folder.mkdir()
         yield folder
@@ -73,8 +72,9 @@ def sha256_of(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = part_of(path)
     try:
+        clear_up(path)
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
@@ -113,19 +113,9 @@ def _clear_up(place: Path) -> None:
     name = re.compile(rf"\.{re.escape(place.name)}\.(\d+)-[0-9a-f]{{8}}\.(partial|old)")
     for entry in place.parent.iterdir():
         found = name.fullmatch(entry.name)
-        if found is None or _is_running(int(found[1])):
+        if found is None or is_running(int(found[1])):
             continue
         if found[2] == "old" and not place.exists():
             entry.rename(place)
         else:
             shutil.rmtree(entry, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import errno
 import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -24,6 +23,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from fcnopt.errors import GraphError
 from fcnopt.graph.checks import check_model, tensors_of
 from fcnopt.graph.hashes import graph_hash, weights_hash
+from fcnopt.leftovers import clear_up, part_of
 from fcnopt.spec import METADATA_KEY, ModelSpec
 
 __all__ = [
@@ -73,6 +73,7 @@ def save(model: onnx.ModelProto, path: str | Path, *, external_above: int = EXTE
 
     Everything goes to temporary files in the same folder first. Where a data file is needed, an older model of the
     name is removed before the data it points to is replaced: at no moment does a model stand beside another's data.
+    What a killed process left is removed.
 
     Args:
         model: With its weights in memory; unchanged afterwards.
@@ -87,10 +88,11 @@ def save(model: onnx.ModelProto, path: str | Path, *, external_above: int = EXTE
     """
     path = Path(path)
     external = sum(map(_payload, tensors_of(model))) > external_above
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    data_part, data = part.with_suffix(".data.tmp"), path.with_name(f"{path.name}.data")
+    part, data = part_of(path), path.with_name(f"{path.name}.data")
+    data_part = part.with_suffix(".data.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_up(path)
         if external:
             model = _copy(model)
             _write(data_part, lambda file: _move_out(model, data.name, file))

@@ -7,9 +7,8 @@ another graph. The file says which ones it is for; anything else is refused.
 from __future__ import annotations
 
 import json
-import math
 import os
-import uuid
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fcnopt.codec import decode
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import graph_hash, weights_hash
+from fcnopt.leftovers import clear_up, part_of
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import LEVELS, METHODS, RULES
 from fcnopt.quantize.ranges import HALF_TYPES, Ranges, TensorRange
@@ -173,7 +173,8 @@ def write_whole(path: Path, text: str, *, what: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    clear_up(path)
+    part = part_of(path)
     try:
         with part.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -223,8 +224,9 @@ def _interval(value: Any) -> tuple[float, float]:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is not a finite number")
+    # JSON's integers have no limit: one beyond the floats is larger than any of them
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{value!r:.60} is not a finite number")
     return float(value)
 
 

@@ -6,6 +6,8 @@ Neighbouring frames of a drive are alike; what is held out is therefore whole st
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import tempfile
 from dataclasses import dataclass
 
@@ -113,6 +115,19 @@ def known_labels(labels: NDArray[np.uint8], classes: ClassSpec) -> Tensor:
 
 
 def _on_disk(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """An array in a file without a name, gone when the array is."""
-    with tempfile.TemporaryFile(prefix="fcnopt-frames-") as file:
-        return np.memmap(file, np.uint8, "w+", shape=shape)
+    """An array in a file without a name, gone when the array is.
+
+    Raises:
+        MediaError: There is no room for it.
+    """
+    try:
+        with tempfile.TemporaryFile(prefix="fcnopt-frames-") as file:
+            # A disk that is full only when the array is written to would end the process by a signal
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            return np.memmap(file, np.uint8, "r+", shape=shape)
+    except OSError as error:
+        raise MediaError(
+            f"slimming: {math.prod(shape):,} bytes of frames cannot be kept in "
+            f"{tempfile.tempdir or 'any temporary folder'}: {error.strerror}",
+            fix="free space there, or set TMPDIR to a folder on another disk",
+        ) from error

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fcnopt.errors import FcnoptError
+from fcnopt.leftovers import clear_up, part_of
 
 
 def key_of(*parts: object) -> str:
@@ -72,9 +73,10 @@ def write_torch(path: Path, content: Any) -> None:
     Raises:
         FcnoptError: The disk is full, or the folder cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_up(path)
         with part.open("wb") as file:
             torch.save(content, file)
             file.flush()

@@ -243,6 +243,29 @@ class TestBadFiles:
         ):
             io.load(path)
 
+    def test_text_that_is_no_text(self, tiny: onnx.ModelProto, tmp_path: Path) -> None:
+        """The checker names what it refuses, and cannot put that into words where its bytes are no UTF-8."""
+        name = tiny.graph.node[0].input[0].encode()
+        content = tiny.SerializeToString()
+        assert content.count(name) > 1
+        (tmp_path / "net.onnx").write_bytes(content.replace(name, b"\xff" * len(name), 1))
+        with pytest.raises(GraphError, match=r"net\.onnx"):
+            io.load(tmp_path / "net.onnx")
+
+    def test_an_operator_that_is_no_text(self, tiny: onnx.ModelProto, tmp_path: Path) -> None:
+        tiny.graph.node[0].op_type = "Damaged"
+        (tmp_path / "net.onnx").write_bytes(tiny.SerializeToString().replace(b"Damaged", b"Da\xffaged"))
+        with pytest.raises(GraphError, match=r"has the operator b'Da.xffaged'") as caught:
+            io.load(tmp_path / "net.onnx")
+        str(caught.value).encode()  # it can be printed
+
+    def test_a_version_beyond_any(self, tiny: onnx.ModelProto, tmp_path: Path) -> None:
+        tiny.opset_import.append(onnx.helper.make_opsetid("somebody", 2**62))
+        tiny.graph.node[0].domain = "somebody"
+        onnx.save(tiny, tmp_path / "net.onnx")
+        with pytest.raises(GraphError, match="has the operator somebody::"):
+            io.load(tmp_path / "net.onnx")
+
     def test_operator_of_another_domain(self, tiny: onnx.ModelProto, tmp_path: Path) -> None:
         tiny.graph.node[0].domain = "com.acme"
         tiny.opset_import.append(helper.make_opsetid("com.acme", 1))

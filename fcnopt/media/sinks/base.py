@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.errors import MediaError
+from fcnopt.leftovers import clear_up, part_of
 from fcnopt.media.base import Frame
 from fcnopt.spec import ClassSpec
 
@@ -63,7 +62,7 @@ class LabelSink(ABC):
         self.path = path
         self.frames = 0
         self._replaces = overwrite
-        self._part = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
+        self._part = part_of(path, f".part{path.suffix}")
         self._check_place()
 
     @contextlib.contextmanager
@@ -71,7 +70,7 @@ class LabelSink(ABC):
         """Begin to write. Left without an error, what was written takes its name.
 
         Left with one, Ctrl-C too, nothing remains, and what was there before is untouched. A process that is killed
-        leaves a hidden `.NAME.*.part` beside it.
+        leaves a hidden `.NAME.*.part`, which the next one that writes there removes.
 
         Raises:
             MediaError: It cannot be written, or there were no frames.
@@ -81,6 +80,7 @@ class LabelSink(ABC):
         try:
             with self._told():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                clear_up(self.path)
                 self._open(self._part)
             yield self
             with self._told():

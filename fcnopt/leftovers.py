@@ -1,0 +1,44 @@
+"""Files as they are written, before they take their name: hidden, beside it, and gone when a killed process left them.
+
+Whoever writes a file whole or not at all writes it under another name first. A process that is killed meanwhile leaves
+that behind; it is never read, but it can be large. So the name holds the process's number, and who writes the same file
+next removes what belongs to a process that is no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+
+def part_of(path: Path, end: str = ".tmp") -> Path:
+    """A new name, hidden and beside `path`, that ends in `end`."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{end}")
+
+
+def clear_up(path: Path) -> None:
+    """Remove what killed processes left of `path`: what `part_of` names, with any end; best effort."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]{{8}}\..*")
+    with contextlib.suppress(OSError):
+        for entry in path.parent.iterdir():
+            found = name.fullmatch(entry.name)
+            if found is not None and not is_running(int(found[1])):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
