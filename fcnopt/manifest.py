@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +15,8 @@ from fcnopt.spec import ModelSpec
 
 SCHEMA_VERSION = 2
 _READ = (1, 2)  # version 1 had no accuracy
+_CHECKSUM = "checksum"
+_SEALED = re.compile(rf'(.*),\n "{_CHECKSUM}": "([0-9a-f]{{64}})"\n}}\n', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -125,19 +129,25 @@ class Manifest:
     measurements: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> str:
-        """Indented JSON with the schema version first."""
+        """Indented JSON with the schema version first, and a checksum of all before it last.
+
+        The checksum finds damage. Against intent there are signatures: `fcnopt.signing`.
+        """
         data = {"schema": SCHEMA_VERSION, **asdict(self), "spec": json.loads(self.spec.to_json())}
-        return json.dumps(data, indent=1) + "\n"
+        text = json.dumps(data, indent=1).removesuffix("\n}")
+        return f'{text},\n "{_CHECKSUM}": "{_checksum(text)}"\n}}\n'
 
     @classmethod
     def from_json(cls, text: str, where: Path) -> Manifest:
         """Read what `to_json` wrote, now or in an earlier version; `where` is named in errors.
 
         Raises:
-            BundleError: Not JSON, of another schema, or a field is missing, unknown or of the wrong type.
+            BundleError: Not JSON, of another schema, a field is missing, unknown or of the wrong type, or any byte was
+                changed since it was written.
         """
         try:
             data = dict(json.loads(text))
+            found = data.pop(_CHECKSUM, None)
             schema = data.pop("schema", None)
             if schema not in _READ:
                 raise BundleError(
@@ -152,14 +162,26 @@ class Manifest:
                 data[name] = tuple(data[name])
             manifest = cls(**data)
             _check_types(manifest)
+            if found is not None:  # the first versions had none
+                _check_sum(text)
         except BundleError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, UsageError) as error:
             raise BundleError(
                 f"{where}: not a bundle manifest: {type(error).__name__}: {_first_line(error)}",
                 fix="build the bundle again; do not edit manifest.json by hand",
             ) from error
         return manifest
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_sum(text: str) -> None:
+    found = _SEALED.fullmatch(text)
+    if found is None or _checksum(found[1]) != found[2]:
+        raise ValueError("it was changed since it was written: its checksum is another")
 
 
 def _layer(entry: dict[str, Any]) -> EngineLayer:

@@ -62,7 +62,7 @@ def test_a_claim_comes_back_as_it_was_written(claim: AccuracyClaim | None) -> No
 def test_a_manifest_of_the_first_version_is_read_and_claims_nothing() -> None:
     data = json.loads(manifest().to_json())
     assert data["schema"] == 2
-    del data["accuracy"]
+    del data["accuracy"], data["checksum"]
     old = read(data | {"schema": 1})
     assert old == manifest()
     assert old.accuracy is None
@@ -102,3 +102,18 @@ def test_a_damaged_claim_is_refused_with_what_is_wrong(change: dict[str, Any], m
 def test_what_is_no_claim_is_refused(claim: Any) -> None:
     with pytest.raises(BundleError, match=r"manifest\.json: not a bundle manifest"):
         read(json.loads(manifest().to_json()) | {"accuracy": claim})
+
+
+def test_a_change_of_any_byte_is_found() -> None:
+    """Numbers and words that the reader takes as well are changed too: one that is wrong must not be believed."""
+    whole = manifest(CLAIM).to_json().encode()
+    assert Manifest.from_json(whole.decode(), Path("manifest.json")) == manifest(CLAIM)
+    for place in range(len(whole)):
+        changed = whole[:place] + bytes((whole[place] ^ 1,)) + whole[place + 1 :]
+        with pytest.raises(BundleError, match=r"manifest\.json: (not a bundle manifest|schema version)"):
+            Manifest.from_json(changed.decode(), Path("manifest.json"))
+
+
+def test_one_that_was_edited_and_written_anew_is_refused() -> None:
+    with pytest.raises(BundleError, match="it was changed since it was written"):
+        read(json.loads(manifest().to_json()) | {"min_agreement": 0.1})

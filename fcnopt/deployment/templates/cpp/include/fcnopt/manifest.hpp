@@ -108,7 +108,7 @@ inline Manifest manifest_of(const Json& root) {
     if (schema != 1 && schema != 2) throw JsonError("is of another schema version than 1 or 2");
     only(root, {"schema", "name", "created", "fcnopt", "spec", "target", "precision", "device", "runtime", "engine",
                 "files", "sources", "min_agreement", "quantization", "layers", "notes", "machine", "accuracy",
-                "measurements"});
+                "measurements", "checksum"});
     Manifest manifest;
     manifest.name = root.at("name").string();
     manifest.target = root.at("target").string();
