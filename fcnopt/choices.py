@@ -90,6 +90,6 @@ def _classes_from(data: Any, path: Path) -> ClassSpec:
         return ClassSpec(names, ClassSpec.of_count(len(names)).palette, ignore)
     try:
         palette = tuple((int(r), int(g), int(b)) for r, g, b in data["palette"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"classes: {path}: palette is not a list of [R, G, B]", fix=_CLASSES_FIX) from error
     return ClassSpec(names, palette, ignore)

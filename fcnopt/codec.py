@@ -56,8 +56,16 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
     if kind is Any:
         return data
     if kind is float:
-        return float(_expect(type(data) in (int, float), data, "a number", path))
+        return _as_float(_expect(type(data) in (int, float), data, "a number", path), path)
     return _expect(type(data) is kind, data, _SCHEMA_NAMES[kind], path)
+
+
+def _as_float(data: Any, path: str) -> float:
+    """JSON's integers have no limit, and floats do."""
+    try:
+        return float(data)
+    except OverflowError as error:
+        raise ValueError(f"{path}: expected a number that a float can hold, found {data!r:.20}...") from error
 
 
 def _decode_dataclass(kind: type[Any], data: Any, path: str) -> Any:

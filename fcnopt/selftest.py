@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
+import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +30,12 @@ SELFTEST = "selftest.npz"
 _MIN_AGREEMENT_BUILT = 0.97
 # An engine that answered once on this machine answers the same again, but for kernels chosen by timing.
 _MIN_AGREEMENT_SEEN = 0.995
+_MAX_BYTES = 3 << 27  # of an array: a frame of 2^27 pixels, beyond any camera
+# What unpacking and NumPy's header raise on damaged bytes.
+_FAULTS = (
+    *(ValueError, KeyError, TypeError, ArithmeticError, EOFError, OSError, RuntimeError, SyntaxError),
+    *(struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 def prove(
@@ -80,11 +91,7 @@ def run_selftest(runner: Runner, file: Path, min_agreement: float) -> float:
     Raises:
         BundleError: Fewer labels agree than `min_agreement`, or the file cannot be read.
     """
-    try:
-        with np.load(file, allow_pickle=False) as data:
-            frame, expected = data["frame"], data["labels"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{file}: cannot be read: {error}", fix="build the bundle again") from error
+    frame, expected = read_selftest(file)
     labels = runner.run(frame).labels
     agreement = float(np.mean(labels == expected)) if labels.shape == expected.shape else 0.0
     if agreement < min_agreement:
@@ -94,6 +101,53 @@ def run_selftest(runner: Runner, file: Path, min_agreement: float) -> float:
             fix="do not use this engine: driver, device or runtime answer differently; build it again here",
         )
     return agreement
+
+
+def read_selftest(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read what `write_selftest` wrote: `frame` uint8 [1, H, W, 3] and its `labels` uint8 [1, H, W].
+
+    What the file announces is held against what it can hold before memory is taken for it: a bundle that is not signed
+    may be anybody's, and a few MiB of zip can announce, and unpack to, more than any memory.
+
+    Raises:
+        BundleError: It cannot be read, or holds anything else.
+    """
+    if not file.is_file():
+        raise BundleError(f"{file}: is no file", fix="build the bundle again")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            frame, labels = (_array(archive, f"{name}.npy") for name in ("frame", "labels"))
+    except _FAULTS as error:
+        raise BundleError(
+            f"{file}: is no known-answer test: {type(error).__name__}: {error}", fix="build the bundle again"
+        ) from error
+    if frame.shape != (1, *labels.shape[1:], 3) or labels.ndim != 3:
+        raise BundleError(
+            f"{file}: expected a frame [1, H, W, 3] and its labels [1, H, W], found {list(frame.shape)} and "
+            f"{list(labels.shape)}",
+            fix="build the bundle again",
+        )
+    return frame, labels
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[np.uint8]:
+    """A member of an .npz, uint8.
+
+    Raises:
+        ValueError: It is of another type, larger than any frame, or holds more or less than it announces.
+    """
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        if version != (1, 0):
+            raise ValueError(f"{name} has version {version}, expected (1, 0)")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        size = math.prod(shape)
+        if dtype != np.uint8 or fortran or not all(0 < length <= _MAX_BYTES for length in shape) or size > _MAX_BYTES:
+            raise ValueError(f"{name} is {dtype} {list(shape)[:8]}, expected uint8 of at most {_MAX_BYTES:,} bytes")
+        data = member.read(size + 1)
+    if len(data) != size:
+        raise ValueError(f"{name} has {'over ' if len(data) > size else ''}{min(len(data), size)} of {size} bytes")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def write_selftest(file: Path, frame: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:

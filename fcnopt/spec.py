@@ -291,7 +291,7 @@ class ModelSpec:
                 tuple(data["outputs"]),
                 str(data["architecture"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UsageError(
                 f"model spec is incomplete or malformed: {type(error).__name__}: {error}",
                 fix="export the model again",

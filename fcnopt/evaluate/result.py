@@ -243,7 +243,7 @@ class BenchResult:
                     fix="run the benchmark again with this version of fcnopt",
                 )
             return decode(cls, data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"bench result cannot be read: {error}", fix="run the benchmark again") from error
 
 

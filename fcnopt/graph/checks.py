@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from fcnopt.errors import GraphError
 
 MIN_OPSET = 9
+_MAX_VERSION = 2**31 - 1
 _SMALL = 1024  # elements: shapes, axes and bounds are below it, kernels above
 _ONNX = ("", "ai.onnx")
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
@@ -44,7 +45,8 @@ def check_structure(model: onnx.ModelProto, name: str) -> None:
     """
     try:
         onnx.checker.check_model(without_weights(model), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    # ValueError and TypeError: of text that is no UTF-8, and of types that there are not
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, TypeError) as error:
         raise GraphError(f"{name}: not valid ONNX: {str(error).strip()}", fix="export the model again") from error
 
 
@@ -122,19 +124,31 @@ def _check_opsets(model: onnx.ModelProto, name: str) -> None:
 
 
 def _check_operators(model: onnx.ModelProto, name: str) -> None:
-    versions = {"" if entry.domain in _ONNX else entry.domain: entry.version for entry in model.opset_import}
+    # Versions are numbers of 64 bits; no operator set has one beyond 31, which is what can be asked for
+    versions = {
+        "" if entry.domain in _ONNX else entry.domain: max(0, min(entry.version, _MAX_VERSION))
+        for entry in model.opset_import
+    }
     local = {(function.domain, function.name) for function in model.functions}
     for node in nodes_of(model.graph.node):
         domain = "" if node.domain in _ONNX else node.domain
-        if (node.domain, node.op_type) in local or onnx.defs.has(node.op_type, versions.get(domain, 0), domain):
+        if (node.domain, node.op_type) in local or _known(node.op_type, versions.get(domain, 0), domain):
             continue
-        operator = f"{domain}::{node.op_type}" if domain else node.op_type
-        near = difflib.get_close_matches(node.op_type, {schema.name for schema in onnx.defs.get_all_schemas()}, n=1)
+        kind = str(node.op_type)  # bytes, where they are no UTF-8
+        operator = f"{domain!s}::{kind}" if domain else kind
+        near = difflib.get_close_matches(kind, {schema.name for schema in onnx.defs.get_all_schemas()}, n=1)
         raise GraphError(
             f"{name}: node {node.name!r} has the operator {operator}, unknown in opset {versions.get(domain, 'none')}"
             + (f" (nearest: {near[0]})" if near else ""),
             fix="export the model with standard ONNX operators only, of the opset it declares",
         )
+
+
+def _known(operator: str, version: int, domain: str) -> bool:
+    try:
+        return bool(onnx.defs.has(operator, version, domain))
+    except TypeError:  # a damaged name: bytes that are no UTF-8
+        return False
 
 
 def _graphs_of(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:

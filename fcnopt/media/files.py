@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.errors import MediaError
+from fcnopt.media.headers import JPEG, MAX_PIXELS, PNG, picture_size
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp"})
 VIDEO_SUFFIXES = frozenset(
@@ -19,8 +20,7 @@ VIDEO_SUFFIXES = frozenset(
     }
 )  # fmt: skip
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 
 
 def natural_key(path: Path) -> tuple[tuple[int, int | str], ...]:
@@ -46,10 +46,10 @@ def files_in(folder: Path, suffixes: frozenset[str], *, nested: bool = False) ->
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a picture file.
+    """The content of a picture file, which announces no larger picture than any camera's.
 
     Raises:
-        MediaError: It is missing, empty, cut off, or may not be read.
+        MediaError: It is missing, empty, cut off, too large, of a format that is not read, or may not be read.
     """
     try:
         data = path.read_bytes()
@@ -57,12 +57,20 @@ def read_bytes(path: Path) -> bytes:
         raise MediaError(
             f"{path}: cannot be read: {error.strerror or error}", fix="give the path of a file that you may read"
         ) from error
-    cut_png = data.startswith(_PNG) and b"IEND" not in data[-4096:]
+    cut_png = data.startswith(PNG) and b"IEND" not in data[-4096:]
     # inside a scan every 0xff is followed by 0x00 or a restart mark, so that these two are real
-    cut_jpeg = data.startswith(_JPEG) and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN)
+    cut_jpeg = data.startswith(JPEG) and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN)
     if not data or cut_png or cut_jpeg:
         what = "empty" if not data else f"cut off after {len(data)} bytes"
         raise MediaError(f"{path}: the file is {what}", fix="copy the file again, or remove it")
+    size = picture_size(data)
+    if size is None:
+        raise _undecodable(path)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise MediaError(
+            f"{path}: a picture of {size[1]}x{size[0]} is announced, more than {MAX_PIXELS:,} pixels",
+            fix="scale it down, or remove the file",
+        )
     return data
 
 

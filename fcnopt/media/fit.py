@@ -36,11 +36,7 @@ def fit_frame(image: NDArray[np.uint8], spec: FrameSpec) -> NDArray[np.uint8]:
         UsageError: `image` is not uint8 [H, W, 3].
         MediaError: The size differs and `spec.resize` is `none`.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise UsageError(
-            f"frame: expected uint8 [H, W, 3], found {image.dtype} {list(image.shape)}",
-            fix="hand in 8-bit colour frames, channels last",
-        )
+    _check_frame(image)
     size = (image.shape[0], image.shape[1])
     target, box = _placement(size, spec)
     if target != size:
@@ -49,6 +45,19 @@ def fit_frame(image: NDArray[np.uint8], spec: FrameSpec) -> NDArray[np.uint8]:
             fitted = _padded(fitted, target, box, spec)
         image = fitted
     return image if spec.color == "BGR" else _swapped(image)
+
+
+def _check_frame(image: object) -> None:
+    """Refuse what is no frame: a camera's driver may hand out anything."""
+    if not isinstance(image, np.ndarray):
+        found = type(image).__name__
+    elif image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        found = f"{image.dtype} {list(image.shape)}"
+    else:
+        return
+    raise UsageError(
+        f"frame: expected uint8 [H, W, 3], found {found}", fix="hand in 8-bit colour frames, channels last"
+    )
 
 
 def restore_labels(labels: NDArray[np.uint8], size: tuple[int, int], spec: FrameSpec) -> NDArray[np.uint8]:

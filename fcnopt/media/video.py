@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fcnopt.errors import MediaError
 from fcnopt.media.base import Clip, Decoder, Frame, with_labels
+from fcnopt.media.headers import MAX_PIXELS
 from fcnopt.media.nvdec import decode
 
 _BY_CPU = "decode it by PyAV: decoder pyav or auto"
@@ -150,7 +151,10 @@ def _open(path: Path) -> InputContainer:
 def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     if not container.streams.video:
         raise MediaError(f"{path}: there is no video in this file", fix="give a file with a video stream")
-    return container.streams.video[0]
+    stream = container.streams.video[0]
+    # What a stream's headers announce is what FFmpeg takes memory for.
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    return stream
 
 
 def _read_header(path: Path) -> _Header:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from fcnopt.origin import ORIGIN_KEY, Origin
 # Where trainers put the state dict, and what wrappers (DataParallel, torch.compile, Lightning) put before its keys.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "checkpoint")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_DEEPEST = 16  # wrappers within wrappers; the deepest that trainers write is 2
+_MOST_REPEATED = 4  # weights that are shared stand under each of their names
 _SAVE_FIX = "save the weights alone, torch.save(model.state_dict(), 'weights.pth'), and give that file"
 _NOT_A_CHECKPOINT_FIX = "give a .pth file written by torch.save(model.state_dict(), ...) or a .safetensors file"
 
@@ -52,12 +56,14 @@ def read_state_dict(path: str | Path, *, expected: Collection[str] = ()) -> Stat
 
     Raises:
         CheckpointError: The file is missing, empty, truncated, not a checkpoint, needs more than weights to be
-            unpickled, holds no state dict, holds NaN or Inf, or what it says of its original is damaged.
+            unpickled, holds no state dict, holds other tensors than weights, more of them than its bytes can be, NaN
+            or Inf, or what it says of its original is damaged.
     """
     path = Path(path)
     _check_file(path)
     content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     tensors, place = _find_tensors(content, path)
+    _check_tensors(tensors, path)
     tensors, prefix = _strip_prefixes(tensors, frozenset(expected))
     notes = [f"weights read from {place!r}"] if place else []
     notes += [f"prefix {prefix!r} taken off the keys"] if prefix else []
@@ -112,6 +118,7 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_pickle(path: Path) -> Any:
+    _check_archive(path)
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -127,6 +134,27 @@ def _read_pickle(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: cannot be read, it is truncated or not a checkpoint: {reason}", fix=_NOT_A_CHECKPOINT_FIX
         ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what would unpack to more than it is: torch writes its archives uncompressed."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [
+                entry for entry in archive.infolist() if entry.filename.split("/")[1:2] != ["code"]
+            ]  # TorchScript's
+            packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    except (ValueError, OSError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read, it is truncated or not a checkpoint: {error}", fix=_NOT_A_CHECKPOINT_FIX
+        ) from error
+    if packed:
+        raise CheckpointError(
+            f"{path}: {packed[0]} in it is compressed, expected an archive as torch.save writes it, uncompressed",
+            fix=_SAVE_FIX,
+        )
 
 
 def _unpickling_error(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
@@ -150,7 +178,7 @@ def _numpy_scalars() -> list[Any]:
 def _find_tensors(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
     """The innermost state dict, and the names it lies under, joined by dots."""
     place: list[str] = []
-    while isinstance(content, Mapping):
+    while isinstance(content, Mapping) and len(place) <= _DEEPEST:
         tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
         wrapper = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
         if wrapper is None:
@@ -167,6 +195,21 @@ def _find_tensors(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
     raise CheckpointError(
         f"{path}: holds no weights: expected a state dict{at} (tensors by name), found {found}", fix=_SAVE_FIX
     )
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are no weights, or that are more than the file's bytes: views can repeat these at will."""
+    most = path.stat().st_size * _MOST_REPEATED
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+            what = "quantized" if tensor.is_quantized else "without values" if tensor.is_meta else "sparse or nested"
+            raise CheckpointError(f"{path}: {name} is {what}, expected a plain tensor of weights", fix=_SAVE_FIX)
+        most -= tensor.numel() * tensor.element_size()
+        if most < 0:
+            raise CheckpointError(
+                f"{path}: at {name} its tensors have over {_MOST_REPEATED} times the bytes that the file has",
+                fix="do not use this file unless you trust it; " + _SAVE_FIX,
+            )
 
 
 def _strip_prefixes(tensors: dict[str, Tensor], expected: frozenset[str]) -> tuple[dict[str, Tensor], str]:

@@ -203,10 +203,11 @@ def _fitted(drawn: Iterable[tuple[NDArray[np.uint8], str]], spec: FrameSpec) -> 
 
 def _keep(frames: Iterable[NDArray[np.uint8]]) -> tuple[_Spool, Shape | None, int, str]:
     """Write frames to a new spool; returns it with their shape (None without frames), number and hash."""
-    spool, digest = _Spool(), hashlib.sha256()
+    digest = hashlib.sha256()
     shape: Shape | None = None
     count = 0
     try:
+        spool = _Spool()
         for frame in frames:
             height, width, channels = frame.shape
             shape = (height, width, channels)
@@ -215,7 +216,7 @@ def _keep(frames: Iterable[NDArray[np.uint8]]) -> tuple[_Spool, Shape | None, in
             count += 1
     except OSError as error:
         raise CalibrationError(
-            f"calibration: frames cannot be kept in {tempfile.gettempdir()}: {error.strerror}",
+            f"calibration: frames cannot be kept in {tempfile.tempdir or 'any temporary folder'}: {error.strerror}",
             fix="free space there, or set TMPDIR to a folder on another disk",
         ) from error
     return spool, shape, count, digest.hexdigest()

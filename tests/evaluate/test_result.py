@@ -215,3 +215,16 @@ def test_a_gate_that_could_not_hold_back_anything_is_refused(result: BenchResult
 def test_a_gate_can_ask_for_a_gain(result: BenchResult) -> None:
     with pytest.raises(GateError, match="at most -100 wanted"):
         check_gates(result, max_miou_drop=-100)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema_version": 2, "clip": ' + '{"a":' * 50_000])
+def test_json_that_is_too_deep_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="bench result cannot be read"):
+        BenchResult.from_json(text)
+
+
+def test_a_number_that_no_float_holds_is_refused(result: BenchResult) -> None:
+    data = json.loads(result.to_json())
+    data["reference"]["fps"] = 10**400
+    with pytest.raises(UsageError, match=r"reference\.fps: expected a number that a float can hold"):
+        BenchResult.from_json(json.dumps(data))

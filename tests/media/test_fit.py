@@ -95,8 +95,16 @@ def test_labels_of_another_size_than_the_models_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)]
+    ("image", "found"),
+    [
+        (np.zeros((4, 4), np.uint8), r"uint8 \[4, 4\]"),
+        (np.zeros((4, 4, 4), np.uint8), r"uint8 \[4, 4, 4\]"),
+        (np.zeros((4, 4, 3), np.float32), r"float32 \[4, 4, 3\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"uint8 \[0, 4, 3\]"),
+        (None, "NoneType"),
+        ([[[0, 0, 0]]], "list"),
+    ],
 )
-def test_what_is_no_frame_is_refused(image: NDArray[np.uint8]) -> None:
-    with pytest.raises(UsageError, match=r"frame: expected uint8 \[H, W, 3\]"):
-        fit_frame(image, FrameSpec())
+def test_what_is_no_frame_is_refused(image: NDArray[np.uint8], found: str) -> None:
+    with pytest.raises(UsageError, match=rf"frame: expected uint8 \[H, W, 3\], found {found}"):
+        fit_frame(image, FrameSpec(48, 64))

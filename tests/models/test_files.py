@@ -3,6 +3,7 @@ from __future__ import annotations
 import collections
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,48 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, value: float) -> 
 def test_a_weight_beyond_float32_is_infinite(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="NaN or Inf"):
         read_state_dict(saved({"w": torch.tensor([1e300], dtype=torch.float64)}, tmp_path))
+
+
+def test_a_state_dict_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["state_dict"] = content
+    with pytest.raises(CheckpointError, match="holds no weights: expected a state dict under 'state_dict"):
+        read_state_dict(saved(content, tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch calls these kinds of tensors a prototype
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: torch.eye(3).to_sparse(), "is sparse or nested"),
+        (lambda: torch.eye(3).to_sparse_csr(), "is sparse or nested"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "is sparse or nested"),
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "is quantized"),
+        (lambda: torch.empty(5, device="meta"), "is without values"),
+    ],
+)
+def test_tensors_that_are_no_plain_weights_are_refused_by_name(tmp_path: Path, make: Any, what: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"conv\.weight {what}, expected a plain tensor"):
+        read_state_dict(saved({"conv.weight": make()}, tmp_path))
+
+
+def test_a_view_that_repeats_a_number_a_trillion_times_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"at w its tensors have over 4 times"):
+        read_state_dict(saved({"w": torch.zeros(1).expand(10**12)}, tmp_path))
+
+
+def test_weights_that_are_shared_are_read_under_each_name(tmp_path: Path) -> None:
+    shared = torch.randn(100, 100)
+    found = read_state_dict(saved({"a": shared, "b": shared, "c": shared.T}, tmp_path)).tensors
+    torch.testing.assert_close(found["c"], found["a"].T)
+
+
+def test_a_compressed_archive_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved({"w": torch.zeros(1 << 20)}, tmp_path)
+    bomb = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(CheckpointError, match=r"is compressed, expected an archive as torch.save writes it"):
+        read_state_dict(bomb)

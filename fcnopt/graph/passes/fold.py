@@ -24,6 +24,11 @@ from fcnopt.graph.shapes import evaluate, shape_range
 
 _MAX_GROWTH_BYTES = 1 << 20
 _KEPT = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+# May give any amount of data for a few numbers; what this is, the shapes that are inferred do not always tell.
+_GROWING = (
+    *("Range", "Pad", "Resize", "Upsample", "OneHot", "CenterCropPad", "Col2Im", "MaxUnpool", "ConvTranspose", "DFT"),
+    *("STFT", "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix"),
+)
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 
 
@@ -48,6 +53,8 @@ class ConstantFoldPass(Pass[gs.Node]):
         if any(isinstance(value, gs.Node.AttributeRef) for value in match.attrs.values()):
             return "an attribute is a function's parameter"
         size, limit = _result_bytes(view, match), _MAX_GROWTH_BYTES + sum(_bytes(t) for t in match.inputs)
+        if size is None and match.op in _GROWING:
+            return "the size of its result is not known"
         if size is not None and size > limit:
             return f"its result has {size} bytes, more than the {limit} that it may have"
         try:
@@ -110,6 +117,11 @@ def _result_bytes(view: GraphView, node: gs.Node) -> int | None:
     shape = view.array(node.inputs[0 if node.op == "ConstantOfShape" else -1])
     if node.op in ("ConstantOfShape", "Expand") and shape is not None:
         return int(np.prod(shape.astype(np.float64))) * _itemsize(node.outputs[0])
+    if node.op == "Range":
+        start, end, step = (view.array(tensor) for tensor in node.inputs)
+        if start is None or end is None or step is None or not step.size or not np.all(step):
+            return None
+        return int(max(0.0, float(np.ceil((end - start) / step)))) * int(step.itemsize)
     if node.op == "Tile" and shape is not None:
         return int(np.prod(shape.astype(np.float64)) * _bytes(node.inputs[0]))
     total = 0

@@ -8,15 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnopt.media.headers import JPEG, MAX_PIXELS, PNG, jpeg_size
 from fcnopt.media.logs.base import LogError
-from fcnopt.media.logs.pixels import MAX_PIXELS
 
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
-# Start of a frame, by its kind of coding; the four left out are tables.
-_FRAME_MARKS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Marks without a length.
-_BARE_MARKS = frozenset({0x01, *range(0xD0, 0xD9)})
 # Deflate packs 1032 bytes into one at best, a JPEG scan 64 pixels into two bits.
 _PIXELS_A_BYTE = 1032
 _CUT_OFF = "the {} of {} bytes is cut off"
@@ -24,7 +19,7 @@ _CUT_OFF = "the {} of {} bytes is cut off"
 
 def is_picture(data: memoryview) -> bool:
     """Whether data is a JPEG or a PNG."""
-    return bytes(data[: len(_PNG)]) == _PNG or bytes(data[:2]) == _JPEG
+    return bytes(data[: len(PNG)]) == PNG or bytes(data[:2]) == JPEG
 
 
 def decode_picture(data: memoryview) -> NDArray[np.uint8]:
@@ -48,7 +43,7 @@ def decode_picture(data: memoryview) -> NDArray[np.uint8]:
 
 def _announced_size(data: bytes) -> tuple[int, int]:
     """(height, width) as the header says, of a picture that ends where it should."""
-    if data.startswith(_PNG):
+    if data.startswith(PNG):
         if b"IEND" not in data[-4096:] or len(data) < 26:
             raise LogError(_CUT_OFF.format("PNG", len(data)))
         width, height, depth = struct.unpack_from(">IIB", data, 16)
@@ -58,20 +53,7 @@ def _announced_size(data: bytes) -> tuple[int, int]:
     # inside a scan every 0xff is followed by 0x00 or a restart mark, so that these two are real
     if data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
         raise LogError(_CUT_OFF.format("JPEG", len(data)))
-    return _jpeg_size(data)
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        mark = data[at + 1]
-        if mark in _FRAME_MARKS:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return height, width
-        if mark == 0xFF:  # filler
-            at += 1
-        elif mark in _BARE_MARKS:
-            at += 2
-        else:
-            at += 2 + int(struct.unpack_from(">H", data, at + 2)[0])
-    raise LogError("the JPEG has no frame")
+    found = jpeg_size(data)
+    if found is None:
+        raise LogError("the JPEG has no frame")
+    return found

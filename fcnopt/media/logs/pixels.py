@@ -11,10 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnopt.media.headers import MAX_PIXELS
 from fcnopt.media.logs.base import ImageMessage, LogError
-
-MAX_PIXELS = 1 << 27
-"""Largest picture that is decoded: beyond any camera (16384 x 8192)."""
 
 
 @dataclass(frozen=True)

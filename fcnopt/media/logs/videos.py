@@ -12,8 +12,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnopt.media.headers import MAX_PIXELS
 from fcnopt.media.logs.base import LogError
-from fcnopt.media.logs.pixels import MAX_PIXELS
 
 _CODECS = {"h264": "h264", "avc": "h264", "h265": "hevc", "hevc": "hevc"}
 _UNIT = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)

@@ -7,9 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from fcnopt.graph.io import import_graph
 from fcnopt.graph.passes.dead import DeadCodePass
 from fcnopt.graph.passes.fold import ConstantFoldPass
 from fcnopt.graph.passes.noop import NoopPass
+from fcnopt.graph.passes.view import GraphView
 from tests.graph.build import attribute, changed, constant, conv_weights, declined, model, node, ops, optimized
 
 
@@ -114,6 +116,54 @@ class TestFold:
         made, reports = optimized(before, ConstantFoldPass)
         assert ops(made) == [op, "Add"]
         assert f"{op} 'grow': its result has" in declined(reports)
+
+    @pytest.mark.parametrize(
+        ("node", "constants", "why"),
+        [
+            (
+                helper.make_node("Range", list("abc"), ["big"], name="grow"),
+                {"a": 0.0, "b": 4e8, "c": 1.0},
+                "has 1600000000",
+            ),
+            (
+                helper.make_node("Pad", ["one", "pads"], ["big"], name="grow"),
+                {"one": [1.0], "pads": np.array([0, 1 << 28])},
+                "result",
+            ),
+            (
+                helper.make_node("HannWindow", ["n"], ["big"], name="grow"),
+                {"n": np.array(1 << 28)},
+                "result",
+            ),
+        ],
+    )
+    def test_a_few_numbers_do_not_become_gigabytes(self, node: Any, constants: dict[str, Any], why: str) -> None:
+        before = model(
+            [
+                node,
+                helper.make_node("ReduceSum", ["big"], ["sum"], keepdims=0),
+                helper.make_node("Add", ["x", "sum"], ["y"]),
+            ],
+            {"x": [3]},
+            {"y": [3]},
+            {
+                name: value if isinstance(value, np.ndarray) else np.array(value, np.float32)
+                for name, value in constants.items()
+            },
+        )
+        made = import_graph(before)
+        outcome = ConstantFoldPass().run(GraphView(made))
+        assert [node.op for node in made.nodes] == [node.op for node in import_graph(before).nodes]
+        assert any("grow" in reason and why in reason for reason in outcome.declined)
+
+    def test_a_short_range_is_folded(self) -> None:
+        before = model(
+            [helper.make_node("Range", list("abc"), ["r"]), helper.make_node("Add", ["x", "r"], ["y"])],
+            {"x": [4]},
+            {"y": [4]},
+            {"a": np.array(8, np.float32), "b": np.array(0, np.float32), "c": np.array(-2, np.float32)},
+        )
+        np.testing.assert_array_equal(constant(optimized(before, ConstantFoldPass)[0], "r"), [8, 6, 4, 2])
 
     def test_weights_computed_from_weights_are_folded_whatever_their_size(self, rng: np.random.Generator) -> None:
         before = model(
