@@ -41,7 +41,7 @@ class Engine(Runner):
     """
 
     def __init__(self, runner: Runner, manifest: Manifest) -> None:
-        self.batch, self.in_flight = runner.batch, runner.in_flight
+        self.batch, self.in_flight, self.prefetch = runner.batch, runner.in_flight, runner.prefetch
         self.manifest = manifest
         self.name = manifest.name
         self.spec = runner.spec
@@ -89,7 +89,7 @@ class Engine(Runner):
         self,
         source: str | Path | Clip | Iterable[Frame | NDArray[np.uint8]],
         *,
-        prefetch: int = 4,
+        prefetch: int | None = None,
         policy: Policy = "block",
         in_flight: int | None = None,
         max_latency_ms: float | None = None,
@@ -101,7 +101,7 @@ class Engine(Runner):
         Args:
             source: A path, a clip, or frames uint8 [H, W, 3] BGR of any size that the spec's `resize` allows. A path
                 is decoded by the GPU where it can be (`fcnopt.media.open_clip`, decoder "auto").
-            prefetch: Most frames held that are not yet inferred.
+            prefetch: Most frames held that are not yet inferred; None for `self.prefetch`.
             policy: "block", or "drop-oldest" for a live camera.
             in_flight: Batches that the engine works on side by side, at most; None for what it was opened for.
             max_latency_ms: Results that come later than this after their frame are flagged: `FrameStatus.late`. Under
@@ -120,7 +120,8 @@ class Engine(Runner):
         items: Iterable[Frame | NDArray[np.uint8]] = (
             open_clip(source, decoder="auto").images() if isinstance(source, str | Path) else source
         )
-        options = StreamOptions(prefetch, policy, self.batch or 1, max_latency_ms, stall_s)
+        ahead = self.prefetch if prefetch is None else prefetch
+        options = StreamOptions(ahead, policy, self.batch or 1, max_latency_ms, stall_s)
         watch = Watch(plausibility) if isinstance(plausibility, Plausibility) else plausibility
         stream = self._open_stream(items, options, in_flight, partial(self._fitted, watch=watch))
         with self._streams_change:

@@ -16,7 +16,6 @@ from fcnopt.media import open_clip
 from race.scripts import Task, parser_of
 from race.wire import Lap, serve
 
-_PREFETCH = 4
 _ANY_SIZE = (360, 480)  # for a bundle that takes any
 _STAGES = {"decode": "decode", "prepare": "preprocess", "network": "inference", "finish": "postprocess"}
 
@@ -35,7 +34,7 @@ class Bundle:
         self._entrant = self._enter()
 
     def _enter(self) -> Entrant:
-        return Entrant(self._runner, self._runner.name, self._clip, prefetch=_PREFETCH)
+        return Entrant(self._runner, self._runner.name, self._clip)
 
     def rewind(self) -> None:
         """Begin the clip again."""

@@ -44,12 +44,15 @@ class Runner(Closing):
         spec: What the model takes and gives.
         batch: Frames that the engine computes at once where it is built for one number of them, else None.
         in_flight: Batches that the engine, as it was opened, works on side by side in a stream.
+        prefetch: Frames that a stream draws ahead where it is not told: none where the engine was opened for latency
+            on a CPU, whose cores decoding would take from it.
     """
 
     name: str
     spec: ModelSpec
     batch: int | None = None
     in_flight: int = 1
+    prefetch: int = 4
 
     @abstractmethod
     def infer(self, frames: Any) -> Outputs:
@@ -107,7 +110,7 @@ class Runner(Closing):
         self,
         source: Iterable[Any],
         *,
-        prefetch: int = 4,
+        prefetch: int | None = None,
         policy: Policy = "block",
         in_flight: int | None = None,
         max_latency_ms: float | None = None,
@@ -122,7 +125,8 @@ class Runner(Closing):
 
         Args:
             source: Frames uint8 [H, W, 3] of the spec's size.
-            prefetch: Most frames held that are not yet inferred; "drop-oldest" holds one batch.
+            prefetch: Most frames held that are not yet inferred; 0 draws none before the engine is free for it, None
+                takes `self.prefetch`. "drop-oldest" holds one batch.
             policy: When the source is faster than the engine, "block" lets it wait. "drop-oldest", for a live camera,
                 lets newer frames replace those that wait: `Outputs.index` says which came through, `Outputs.skipped`
                 how many did not.
@@ -141,7 +145,8 @@ class Runner(Closing):
         Raises:
             UsageError: A choice is not possible.
         """
-        options = StreamOptions(prefetch, policy, self.batch or 1, max_latency_ms, stall_s)
+        ahead = self.prefetch if prefetch is None else prefetch
+        options = StreamOptions(ahead, policy, self.batch or 1, max_latency_ms, stall_s)
         return self._open_stream(source, options, in_flight)
 
     def _open_stream(

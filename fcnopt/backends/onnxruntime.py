@@ -76,8 +76,8 @@ class OnnxRuntimeRunner(Runner):
         self.name = f"onnxruntime {precision}" + (" cuda" if providers[0] == CUDA else "")
         self.spec = spec
         self._on_cuda = providers[0] == CUDA
-        if mode == "throughput" and not self._on_cuda:
-            self.in_flight = _IN_FLIGHT
+        if not self._on_cuda:
+            self.in_flight, self.prefetch = (_IN_FLIGHT, 4) if mode == "throughput" else (1, 0)
         self._session: Any = open_session(model, providers, share=self.in_flight)
         inputs = {i.name: (_dtype(i.type), _shape(i.shape)) for i in self._session.get_inputs()}
         self.batch = check_interface(self.name, spec, inputs, [o.name for o in self._session.get_outputs()])

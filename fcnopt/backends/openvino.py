@@ -81,6 +81,8 @@ class OpenVinoRunner(Runner):
         self.batch = check_interface(self.name, spec, inputs, outputs)
         if mode == "throughput":
             self.in_flight = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        elif device == "CPU":
+            self.prefetch = 0
         self._compiled: Any = compiled
         self._requests: list[Any] = [compiled.create_infer_request()]
         self._tensor = require("openvino").Tensor

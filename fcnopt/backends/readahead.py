@@ -1,4 +1,4 @@
-"""Drawing from a source in a thread of its own, a bounded number of frames ahead.
+"""Drawing from a source in a thread of its own, a bounded number of frames ahead, or each only when it is wanted.
 
 What happens when the source is faster than the engine is the `Policy`: "block" lets it wait, so that every frame comes
 through; "drop-oldest" throws away frames that wait as newer ones come, so that the engine always works on what a
@@ -65,7 +65,8 @@ class ReadOptions:
     """How frames are drawn ahead.
 
     Attributes:
-        depth: Most frames that wait to be taken; the thread has one more in its hand.
+        depth: Most frames that wait to be taken; the thread has one more in its hand. With 0 the source is asked for a
+            frame only while one is waited for.
         policy: What to do with a frame for which there is no room.
         max_age_s: Under "drop-oldest", frames that are older when they are asked for are not taken.
         stall_s: Longest time that the source may take for a frame; None waits for ever.
@@ -90,8 +91,10 @@ class ReadAhead:
         self._options, self._prepare = options, prepare
         self._waiting: deque[tuple[int, float, Ready]] = deque()
         self._changed = threading.Condition()
+        self._wanted = 0  # frames that are waited for now
         self._next = 0  # index of the frame after the one taken last
-        self._asked_at: float | None = time.perf_counter()  # when the source was asked for a frame; None: it is not
+        # when the source was asked for a frame; None: it is not
+        self._asked_at: float | None = time.perf_counter() if options.depth else None
         self._drawn = 0
         self._ended = self._closed = self._stalled = False
         self._error: BaseException | None = None
@@ -110,7 +113,10 @@ class ReadAhead:
         """
         with self._changed:
             first = self._first_in_time()
+            self._wanted = count
+            self._changed.notify_all()
             self._wait_for(lambda: sum(index >= first for index, _, _ in self._waiting) >= count)
+            self._wanted = 0
             while len(self._waiting) > 1 and self._waiting[0][0] < first:
                 self._waiting.popleft()
             if not self._waiting and self._error is not None:
@@ -167,7 +173,11 @@ class ReadAhead:
     def _draw(self, source: Iterable[Any]) -> None:
         error: BaseException | None = None
         try:
-            for index, frame in enumerate(source):
+            frames = enumerate(source)
+            while self._may_ask():
+                index, frame = next(frames, (-1, None))
+                if index < 0:
+                    break
                 at = time.perf_counter()
                 self._asked_at = None
                 if not self._offer(index, at, self._prepare(frame)):
@@ -179,17 +189,27 @@ class ReadAhead:
                 self._ended, self._error = True, error
             self._changed.notify_all()
 
+    def _may_ask(self) -> bool:
+        """Wait until the source may be asked for a frame; False once closed."""
+        if self._options.depth:
+            return True
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) < self._wanted or self._closed or self._ended)
+            self._asked_at = time.perf_counter()
+            self._changed.notify_all()  # from now on it can stall
+            return not (self._closed or self._ended)
+
     def _offer(self, index: int, at: float, ready: Ready) -> bool:
         """Let a frame wait to be taken; False once closed, or given up as stalled."""
         with self._changed:
-            if self._options.policy == "block":
+            if self._options.policy == "block" and self._options.depth:
                 self._changed.wait_for(lambda: len(self._waiting) < self._options.depth or self._closed)
             if self._closed or self._ended:
                 return False
-            while len(self._waiting) >= self._options.depth:
+            while self._options.policy == "drop-oldest" and len(self._waiting) >= self._options.depth:
                 self._waiting.popleft()
             self._waiting.append((index, at, ready))
             self._drawn = index + 1
-            self._asked_at = time.perf_counter()  # it is about to be
+            self._asked_at = time.perf_counter() if self._options.depth else None  # it is about to be
             self._changed.notify_all()
             return True

@@ -36,8 +36,8 @@ class StreamOptions:
     """How a stream holds frames.
 
     Attributes:
-        prefetch: Most frames held that are not yet taken for inference; at least a batch of them is. Under the policy
-            "drop-oldest" one batch, whatever is said here.
+        prefetch: Most frames held that are not yet taken for inference; at least a batch of them is. With 0 none is
+            drawn before the engine is free for it. Under the policy "drop-oldest" one batch, whatever is said here.
         policy: "block" lets the source wait for the engine; "drop-oldest" replaces frames that wait by newer ones.
         batch: Frames that a lane takes at a time; fewer at the source's end.
         max_latency_ms: Results that come later are flagged; under "drop-oldest" frames that waited as long as that
@@ -54,16 +54,16 @@ class StreamOptions:
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy):
             raise UsageError(f"stream: policy {self.policy!r} is unknown", fix=f"use {' or '.join(get_args(Policy))}")
-        for name in ("prefetch", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"stream: {name} is {getattr(self, name)}", fix="give 1 or more")
+        for name, least in (("prefetch", 0), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"stream: {name} is {getattr(self, name)}", fix=f"give {least} or more")
         check_duration("stream: max_latency_ms", self.max_latency_ms)
         check_duration("stream: stall_s", self.stall_s)
 
     @property
     def reading(self) -> ReadOptions:
         """How the source is drawn from."""
-        depth = self.batch if self.policy == "drop-oldest" else max(self.prefetch, self.batch)
+        depth = self.batch if self.policy == "drop-oldest" else self.prefetch and max(self.prefetch, self.batch)
         max_age_s = None if self.max_latency_ms is None else self.max_latency_ms / 1e3
         return ReadOptions(depth, self.policy, max_age_s, self.stall_s)
 

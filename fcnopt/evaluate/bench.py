@@ -76,7 +76,8 @@ def bench(
     names = _unique_names([reference, *others])
     warm = _warm_up(clip, [reference, *others], names, options, progress)
     lead = max(in_flight(runner) for runner in [reference, *others])
-    size = _round_frames(options, warm, frames, clip, lead)
+    ahead = max(runner.prefetch for runner in [reference, *others]) if options.prefetch is None else options.prefetch
+    size = _round_frames(options, warm, frames, clip, lead, ahead)
     sampler = FrameSampler(options.keep_samples, frames)
     run = Rounds(clip, [reference, *others], names, options, [sampler, *observers])
     for contender, turn in zip(run.contenders, warm, strict=True):
@@ -121,17 +122,18 @@ def _warm_up(
     return turns
 
 
-def _round_frames(options: BenchOptions, warm: Sequence[Turn], frames: int, clip: Clip, lead: int) -> int:
+def _round_frames(options: BenchOptions, warm: Sequence[Turn], frames: int, clip: Clip, lead: int, ahead: int) -> int:
     """Frames a turn: as asked for; else so many that the fastest engine's rate is taken over a while, within bounds.
 
-    They are a multiple of `lead`, the frames in flight, so that no batch is filled up within the clip.
+    They are a multiple of `lead`, the frames in flight, so that no batch is filled up within the clip; `ahead` of
+    them are read before they are wanted.
     """
     if options.round_frames is not None:
         return min(options.round_frames, frames)
     fewest, most = (max(bound, _COUNTED_LEADS * lead) for bound in _COUNTED_FRAMES)
     fastest = min((min(t.latency_ms for t in turn.times) / 1e3 for turn in warm if turn.times), default=_TURN_S)
     counted = min(max(math.ceil(_TURN_S / max(fastest, 1e-6)), fewest), most)
-    wanted = math.ceil((counted + uncounted(options.prefetch, lead)) / lead) * lead
+    wanted = math.ceil((counted + uncounted(ahead, lead)) / lead) * lead
     height, width = clip.size
     fitting = _ROUND_BYTES // max(1, height * width * len(warm))  # a round's labels are held until they are scored
     return max(1, min(wanted, fitting, frames))

@@ -18,7 +18,7 @@ class BenchOptions:
         warmup_frames: Frames that every engine runs first; they are in no figure.
         round_frames: Frames a turn; None chooses so many that 8 to 32 count, more the faster the engines are, besides
             those that start and drain the pipeline. Turns shorter than that are timed whole.
-        prefetch: Frames that are decoded ahead of an engine at most.
+        prefetch: Frames that are decoded ahead of an engine at most; None for as many as it says itself.
         bootstrap_samples: Resampled clips for the intervals of the drop; 0 for no intervals.
         unknown_labels: What to do with values in label maps that are neither class nor ignored.
         keep_samples: Frames kept in the result, with all labels, for a report.
@@ -28,7 +28,7 @@ class BenchOptions:
     max_frames: int | None = None
     warmup_frames: int = 4
     round_frames: int | None = None
-    prefetch: int = 4
+    prefetch: int | None = None
     bootstrap_samples: int = 2000
     unknown_labels: Unknown = "error"
     keep_samples: int = 0
@@ -39,7 +39,7 @@ class BenchOptions:
             "max_frames": 1,
             "warmup_frames": 0,
             "round_frames": 1,
-            "prefetch": 1,
+            "prefetch": 0,
             "bootstrap_samples": 0,
             "keep_samples": 0,
         }

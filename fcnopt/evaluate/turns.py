@@ -160,14 +160,14 @@ class Entrant:
         name: Unique in the benchmark.
     """
 
-    def __init__(self, runner: Runner, name: str, clip: Clip, *, prefetch: int) -> None:
+    def __init__(self, runner: Runner, name: str, clip: Clip, *, prefetch: int | None = None) -> None:
         """Open a reader of the clip.
 
         Args:
             runner: The engine.
             name: For results and errors.
             clip: What to run on.
-            prefetch: Frames read ahead of the engine at most.
+            prefetch: Frames read ahead of the engine at most; None for what it says itself.
         """
         self.runner, self.name = runner, name
         self._prefetch = prefetch

@@ -200,3 +200,49 @@ def test_time_in_preparation_is_age_but_no_stall() -> None:
     (drawn,) = ReadAhead([7], ReadOptions(stall_s=0.8), prepare).take()
     assert drawn.ready.frame == 7
     assert drawn.at - before < 0.9
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_with_depth_zero_a_frame_is_drawn_only_when_it_is_waited_for(count: int) -> None:
+    drawn: list[int] = []
+    reader = ReadAhead((drawn.append(i) or i for i in itertools.count()), ReadOptions(0))
+    time.sleep(0.05)
+    assert drawn == []
+    for turn in range(1, 4):
+        taken = reader.take(count)
+        time.sleep(0.02)
+        assert [entry.ready.frame for entry in taken] == list(range(count * (turn - 1), count * turn))
+        assert len(drawn) == count * turn
+    reader.close()
+
+
+def test_with_depth_zero_the_source_s_end_and_error_come_in_their_place() -> None:
+    assert everything(ReadAhead(range(3), ReadOptions(0))) == [0, 1, 2]
+
+    def failing() -> Iterator[int]:
+        yield 0
+        raise OSError("the cable is loose")
+
+    reader = ReadAhead(failing(), ReadOptions(0))
+    assert [entry.ready.frame for entry in reader.take(1)] == [0]
+    with pytest.raises(OSError, match="cable"):
+        reader.take(1)
+    reader.close()
+
+
+def test_with_depth_zero_only_the_time_that_a_frame_is_waited_for_counts_as_a_stall() -> None:
+    gate = threading.Event()
+
+    def camera() -> Iterator[int]:
+        yield 0
+        gate.wait(5)
+        yield 1
+
+    reader = ReadAhead(camera(), ReadOptions(0, stall_s=0.1))
+    time.sleep(0.2)  # nobody asked
+    assert [entry.ready.frame for entry in reader.take(1)] == [0]
+    time.sleep(0.2)
+    with pytest.raises(MediaError, match=r"no frame for 0\.1 s after frame 0"):
+        reader.take(1)
+    gate.set()
+    reader.close()

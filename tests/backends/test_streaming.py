@@ -229,7 +229,7 @@ def test_closing_waits_for_inference_under_way() -> None:
         ({"max_latency_ms": 0}, "max_latency_ms is 0"),
         ({"max_latency_ms": float("nan")}, "max_latency_ms is nan"),
         ({"stall_s": -1.0}, "stall_s is -1.0"),
-        ({"prefetch": 0}, "prefetch is 0"),
+        ({"prefetch": -1}, "prefetch is -1"),
         ({"policy": "latest"}, "policy 'latest' is unknown"),
         ({"in_flight": 0}, "in_flight is 0"),
     ],

@@ -149,7 +149,7 @@ def test_labels_outside_the_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("max_frames", 0), ("warmup_frames", -1), ("round_frames", 0), ("prefetch", 0)]
+    ("name", "value"), [("max_frames", 0), ("warmup_frames", -1), ("round_frames", 0), ("prefetch", -1)]
 )
 def test_impossible_options_are_refused(name: str, value: int) -> None:
     with pytest.raises(UsageError, match=f"bench: {name} is {value}"):
