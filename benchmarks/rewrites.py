@@ -116,7 +116,7 @@ def pairs(original: onnx.ModelProto, spec: ModelSpec, clip: Path, progress: Prog
 
     def integers(tuning: Tuning) -> onnx.ModelProto:
         return make_precision(
-            whole, spec, "int8", form="cpu", frames=frames, method="mse", tuning=tuning, progress=progress
+            whole, spec, "int8", form="openvino", frames=frames, method="mse", tuning=tuning, progress=progress
         ).model
 
     nearest, rounded = integers(replace(_ROUNDED, rounding=False)), integers(_ROUNDED)

@@ -182,7 +182,7 @@ class Assignment:
 
     def _measure(self, floats: Collection[str], validation: Validation, place: Path) -> Measured:
         graph = candidate(self._tuned, frozenset(floats))
-        if self._target.form == "cpu":  # as the builder does; it proves it there
+        if self._target.form != "tensorrt":  # as the builder does; it proves it there
             graph, _ = optimize(graph, passes=CPU_PASSES, verify=False)
         name = " ".join([validation.key, self._where, io.weights_hash(graph), io.graph_hash(graph)])
         known = self._recipe.counts.get(name)

@@ -14,6 +14,7 @@ from fcnopt.accuracy import Assignment
 from fcnopt.backends import Target, default_target, make_builder
 from fcnopt.backends.base import BuildOptions, Built, Precision, Progress
 from fcnopt.backends.machine import describe_machine
+from fcnopt.backends.targets import Form
 from fcnopt.calibration import calibration_frames
 from fcnopt.errors import UsageError
 from fcnopt.graph import io
@@ -27,7 +28,7 @@ from fcnopt.quantize import PrecisionResult, make_precision
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import Quantized
 from fcnopt.quantize.precision import checked_frames, finish
-from fcnopt.quantize.qdq import Form, activation_kind
+from fcnopt.quantize.qdq import activation_kind
 from fcnopt.quantize.recipe import Recipe
 from fcnopt.quantize.tune import tune
 from fcnopt.selftest import prove
@@ -104,7 +105,7 @@ def build(
     optimized, passes = run_passes(original, progress=report) if settings.optimize else (original, ())
     work = _Work(source, optimized, spec, wanted, aim, frames, settings, report)
     precise, recipe, accuracy = _quantized(work) if quantized else (_rewritten(work), None, None)
-    if settings.optimize and aim.form == "cpu":
+    if settings.optimize and aim.form != "tensorrt":
         last, more = run_passes(precise.model, passes=CPU_PASSES, progress=report)
         precise, passes = replace(precise, model=last), (*passes, *more)
     if settings.batch is not None:

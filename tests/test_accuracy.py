@@ -150,7 +150,7 @@ def test_a_budget_that_cannot_be_kept_says_so_and_leaves_no_bundle(
     assert error.value.exit_code == 1
     assert "allow a larger drop" in str(error.value.fix)
     assert not list((tmp_path / "engines").glob("tiny*"))
-    recipe = json.loads((tmp_path / "calib/tiny-int8-cpu.recipe.json").read_text())
+    recipe = json.loads((tmp_path / "calib/tiny-int8-onnxruntime.recipe.json").read_text())
     assert recipe["floats"] is None
     assert not any(entry["chosen"] for entry in recipe["search"]["candidates"])
 
@@ -229,7 +229,7 @@ def test_counts_of_another_graph_or_of_other_frames_are_measured_anew(
         patch.setattr(accuracy, "candidate", changed)
         run(tiny_model, street / "images", tmp_path, drive, None)
     assert len(opened.taken()) == 2
-    path = tmp_path / "calib/tiny-int8-cpu.recipe.json"
+    path = tmp_path / "calib/tiny-int8-onnxruntime.recipe.json"
     recipe = Recipe.load(path)
     for name, counted in recipe.counts.items():
         counts = counted.unpacked()
@@ -244,7 +244,7 @@ def test_the_date_of_a_claim_is_that_of_the_measurement(
     tiny_model: Path, street: Path, drive: Path, tmp_path: Path
 ) -> None:
     run(tiny_model, street / "images", tmp_path, drive, None)
-    recipe = Recipe.load(tmp_path / "calib/tiny-int8-cpu.recipe.json")
+    recipe = Recipe.load(tmp_path / "calib/tiny-int8-onnxruntime.recipe.json")
     ((name, counted),) = recipe.counts.items()
     recipe.counts[name] = replace(counted, date="2020-02-02T02:02:02+00:00")
     recipe.save()
@@ -290,12 +290,12 @@ def test_a_search_of_an_earlier_build_is_not_shown_as_that_of_a_build_without_a_
     search = read_search(run(tiny_model, street / "images", tmp_path, drive, tight))
     assert search is not None
     assert any(entry["chosen"] and entry["floats"] for entry in search["candidates"])
-    kept = (tmp_path / "calib/tiny-int8-cpu.recipe.json").read_bytes()
+    kept = (tmp_path / "calib/tiny-int8-onnxruntime.recipe.json").read_bytes()
     for clip in (drive, None):
         path = run(tiny_model, street / "images", tmp_path, clip, None)
         assert read_search(path) is None
         assert json.loads((path / "recipe.json").read_text())["floats"] is None
-        assert (tmp_path / "calib/tiny-int8-cpu.recipe.json").read_bytes() == kept
+        assert (tmp_path / "calib/tiny-int8-onnxruntime.recipe.json").read_bytes() == kept
 
 
 def test_a_damaged_recipe_of_a_bundle_is_named(tiny_model: Path, street: Path, drive: Path, tmp_path: Path) -> None:

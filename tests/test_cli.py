@@ -50,7 +50,7 @@ def test_the_three_commands_work_one_after_another(work: Path) -> None:
     assert benched.exit_code == 0, benched.output
     assert "net-int8-" in benched.output
     assert "FPS" in benched.output
-    assert [p.name for p in sorted(work.glob("calib/*.json"))] == ["net-int8-cpu.recipe.json", "net.json"]
+    assert [p.name for p in sorted(work.glob("calib/*.json"))] == ["net-int8-openvino.recipe.json", "net.json"]
 
 
 def test_bench_writes_what_is_asked_for_and_records_it(work: Path) -> None:

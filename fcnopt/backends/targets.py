@@ -9,7 +9,8 @@ from typing import Literal, get_args
 from fcnopt.errors import UsageError
 
 Runtime = Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
-Form = Literal["tensorrt", "cpu"]
+Form = Literal["tensorrt", "openvino", "onnxruntime"]
+"""Which runtime's rules a quantized graph is made by."""
 
 DEVICES: dict[str, tuple[str, ...]] = {"openvino": ("cpu", "gpu"), "onnxruntime": ("cpu", "cuda")}
 """The devices that can be named for a runtime, its default first."""
@@ -83,8 +84,10 @@ class Target:
 
     @property
     def form(self) -> Form:
-        """Which form of a quantized graph it wants: TensorRT's symmetric int8, or the best for CPUs."""
-        return "tensorrt" if self.runtime.startswith("tensorrt") or self.device == "cuda" else "cpu"
+        """The form of a quantized graph that it wants; ONNX Runtime on a GPU may hand all to TensorRT."""
+        if self.runtime == "openvino":
+            return "openvino"
+        return "onnxruntime" if self.runtime == "onnxruntime" and self.device != "cuda" else "tensorrt"
 
     def runs_here(self) -> bool:
         """Whether this machine has the runtime and the device; looks, but loads no runtime."""

@@ -7,7 +7,7 @@ The factors of the equalization are kept with the ranges: ranges mean nothing wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ def ranges_for_integers(
     range_file: Path | None,
     progress: Progress,
     *,
+    also: Sequence[str] = (),
     equalized: bool = True,
 ) -> tuple[onnx.ModelProto, Ranges, bool]:
     """Equalize a network and take the ranges of its tensors, or do as a range file says.
@@ -59,6 +60,7 @@ def ranges_for_integers(
         frames: Calibration frames.
         range_file: Read if it exists, else written.
         progress: Called as the work goes on.
+        also: Further tensors whose ranges a file shall hold.
         equalized: Whether to equalize; a range file that exists decides for itself.
 
     Returns:
@@ -77,7 +79,9 @@ def ranges_for_integers(
         channels = observe_channels(model, placement.tensors, sample, partial(progress, "equalize channels"))
         source, changed = equalize(model, channels, placement.layers)
         factors = {entry.tensor: entry.factors for entry in changed}
-    ranges = replace(_observe(source, frames, placement.tensors, progress), factors=factors)
+    ranges = replace(
+        _observe(source, frames, tuple(dict.fromkeys((*placement.tensors, *also))), progress), factors=factors
+    )
     if range_file is not None:
         RangeFile.of(ranges, model, frames).save(range_file)
     return source, ranges, False

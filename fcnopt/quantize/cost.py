@@ -126,7 +126,7 @@ def layer_costs(
     rates = rates_of(target)
     check_rate(rates, precision)
     fallback = fallback_of(target, rates)
-    network = Network(model, tuple(layers), size, precision)
+    network = Network(model, tuple(layers), size, precision, target.form)
     found = {
         name: LayerCost(
             network.macs(name),
@@ -150,7 +150,7 @@ def _measurable(target: Target) -> bool:
 def _measured(costs: Costs, network: Network, target: Target, frame: NDArray[np.uint8]) -> Costs:
     """The same with measured times, in turns, so that what else the machine does meets both graphs."""
     placement = network.placement
-    quantized = insert(network.model, placement, dict.fromkeys(placement.tensors, _ANY_GRID), "cpu")
+    quantized = insert(network.model, placement, dict.fromkeys(placement.tensors, _ANY_GRID), target.form)
     with (
         layer_timer(quantized, target, costs.precision) as whole,
         layer_timer(network.model, target, costs.fallback) as plain,

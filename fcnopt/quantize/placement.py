@@ -13,6 +13,8 @@ The rules are TensorRT's (what its fusion wants) and hold for CPU runtimes as we
 - MaxPool commutes with quantization: what it reads is quantized, so the pool runs in INT8. Not where a score layer
   reads the pool's result: that is quantized then, for the other readers.
 - A score layer reads the float tensor: on a skip branch nothing but its own few channels is left to average noise out.
+  Not on ONNX Runtime: it computes a layer in INT8 only where all that reads it reads quantized values, and on its CPU
+  the layer before a skip would take several times as long.
 - Of an Add of two quantized tensors only the older one, the identity branch, is read quantized.
 - Tensors that meet in a Concat share the scale of its result where all of them and the result are quantized. Where one
   stays float, a common scale would coarsen the others for nothing: each has its own.
@@ -28,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from fcnopt.backends.targets import Form
 from fcnopt.graph.passes import fusion_groups
 from fcnopt.quantize.methods import Quantized
 from fcnopt.quantize.scales import Unfit
@@ -103,7 +106,7 @@ def place(
     precision: Quantized = "int8",
     floats: AbstractSet[str] = frozenset(),
     *,
-    whole_frames: bool = False,
+    form: Form = "tensorrt",
 ) -> Placement:
     """Decide what to quantize; the graph is left as it is.
 
@@ -113,7 +116,8 @@ def place(
         unfit: Declines further layers, for what ranges say; called with the tensor that would be quantized.
         precision: FP8 has no kernels of more than 32 taps.
         floats: First outputs of layers that are to stay float.
-        whole_frames: Whether the runtime multiplies uint8 frames as they are.
+        form: Whose rules: runtimes for CPUs multiply uint8 frames as they are, and ONNX Runtime wants every layer
+            quantized right behind it.
     """
     scores = score_layers(graph, logits)
     first = _first_layers(graph)
@@ -122,7 +126,7 @@ def place(
     for node in graph.nodes:
         if node.op not in WEIGHTED:
             continue
-        whole = whole_frames and precision == "int8" and reads_whole_numbers(node)
+        whole = form != "tensorrt" and precision == "int8" and reads_whole_numbers(node)
         reason = _reason(node, scores, first, whole=whole) or (_no_fp8_kernel(node) if precision == "fp8" else None)
         if reason is None and node.outputs[0].name in floats:
             reason = KEPT_FLOAT
@@ -134,7 +138,7 @@ def place(
             declined.append(Declined(node.name or node.outputs[0].name, reason))
     return Placement(
         tuple(node.outputs[0].name for node in layers),
-        _points(graph, layers, scores),
+        _points(graph, layers, scores, form),
         tuple(declined),
     )
 
@@ -197,10 +201,13 @@ def _first_layers(graph: gs.Graph) -> set[int]:
     return first
 
 
-def _points(graph: gs.Graph, layers: list[gs.Node], scores: set[int]) -> tuple[Point, ...]:
+def _points(graph: gs.Graph, layers: list[gs.Node], scores: set[int], form: Form) -> tuple[Point, ...]:
     order = {id(node): index for index, node in enumerate(graph.nodes)}
     chosen: dict[str, gs.Tensor] = {}
-    for node in layers:
+    reading = layers
+    if form == "onnxruntime":
+        reading, scores = [*layers, *_scores_of_layers(graph, layers, scores)], set()
+    for node in reading:
         if reads_whole_numbers(node):
             continue
         tensor = _anchor(node.inputs[0], scores)
@@ -225,6 +232,13 @@ def _points(graph: gs.Graph, layers: list[gs.Node], scores: set[int]) -> tuple[P
         )
         points.append(Point(name, readers, groups[name]))
     return tuple(points)
+
+
+def _scores_of_layers(graph: gs.Graph, layers: list[gs.Node], scores: set[int]) -> list[gs.Node]:
+    """The score layers that read what a layer in `layers` writes, through activations and MaxPools."""
+    known = {id(node) for node in layers}
+    written = {group.nodes[-1].outputs[0].name for group in fusion_groups(graph) if id(group.nodes[0]) in known}
+    return [node for node in graph.nodes if id(node) in scores and above_pools(node.inputs[0]).name in written]
 
 
 def above_pools(tensor: gs.Tensor, stops: AbstractSet[str] = frozenset()) -> gs.Tensor:

@@ -7,10 +7,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from fcnopt.backends.targets import Form
 from fcnopt.graph.io import import_graph
 from fcnopt.quantize.methods import Quantized
 from fcnopt.quantize.placement import Placement, place
-from fcnopt.quantize.qdq import Form, Grid, Rounded, insert
+from fcnopt.quantize.qdq import Grid, Rounded, insert
 from fcnopt.quantize.scales import Unfit
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Plan:
         graph = import_graph(self.source)
         return replace(
             self,
-            placement=place(graph, self.logits, self.unfit, self.precision, floats, whole_frames=self.form == "cpu"),
+            placement=place(graph, self.logits, self.unfit, self.precision, floats, form=self.form),
         )
 
     def graph(self) -> onnx.ModelProto:

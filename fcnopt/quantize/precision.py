@@ -3,8 +3,8 @@
     int8, fp8:  tune (see there) -> insert Q/DQ -> (half precision for the rest)
     fp16:  observe -> rescale -> casts
 
-Form `tensorrt` states everything in the graph's types, which is all that TensorRT reads. Form `cpu` holds INT8 only:
-OpenVINO and ONNX Runtime choose half precision by execution mode.
+Form `tensorrt` states everything in the graph's types, which is all that TensorRT reads. The forms for CPUs
+hold INT8 only: OpenVINO and ONNX Runtime choose half precision by execution mode.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fcnopt.backends.targets import Form
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.stats import macs_by_node
 from fcnopt.quantize.calibrate import Progress, ranges_for_half
@@ -22,7 +23,7 @@ from fcnopt.quantize.choose import Evidence, warnings
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import Method
 from fcnopt.quantize.plan import Plan
-from fcnopt.quantize.qdq import Form, activation_kind
+from fcnopt.quantize.qdq import activation_kind
 from fcnopt.quantize.ranges import HalfType, Ranges
 from fcnopt.quantize.rescale import Rescaled, rescale
 from fcnopt.quantize.settle import Settled
@@ -73,7 +74,7 @@ def make_precision(
         model: Optimized FP32 graph; unchanged afterwards.
         spec: Of the model.
         precision: fp32 returns the graph as it is.
-        form: "tensorrt" or "cpu".
+        form: As `Target.form`.
         frames: Calibration frames. int8 and fp8 need them; fp16 and bf16 judge weights alone without.
         method: How ranges are chosen for int8 and fp8.
         range_file: Where ranges of int8 and fp8 are kept: read if it exists, else written.
@@ -94,7 +95,7 @@ def make_precision(
         fitting = checked_frames(frames, spec, precision)
         tuned = tune(model, fitting, precision, form, method, range_file, report, tuning, recipe_file)
         return finish(tuned, model, fitting, method)
-    if form == "cpu":
+    if form != "tensorrt":
         note = f"{precision}: the graph stays FP32, the runtime is asked to compute in {precision} where it can"
         return PrecisionResult(model, {"precision": precision, "form": form}, (note,), None)
     found = None if frames is None else ranges_for_half(model, checked_frames(frames, spec, precision), report)
@@ -237,7 +238,7 @@ def _quantized_notes(tuned: Tuned, plan: Plan, chosen: Evidence, data: dict[str,
         f"{plan.precision}: {data['int8_macs_share']:.1%} of the multiplications; {how}: {chosen.equal_labels:.2%} of "
         "the labels of calibration frames unchanged"
     ]
-    if plan.form == "cpu":
+    if plan.form != "tensorrt":
         notes.append(
             "int8: activations are uint8 and weights int8, for CPUs with VNNI or AMX; ONNX Runtime saturates sums of "
             "such products on x86 CPUs without"

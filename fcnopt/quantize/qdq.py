@@ -7,9 +7,10 @@ magnitude / 127. Biases stay float. A runtime reads this as the integer convolut
     y[o] = scale_x * scale_w[o] * sum((q_x - zero_x) * q_w[o]) + bias[o]
 
 Form `tensorrt` is symmetric: int8 activations with zero point 0, and scales that float16 holds exactly, so that the
-float part of the graph can become half precision afterwards without touching a quantized value. Form `cpu` gives
-activations uint8 over the interval that they use: VNNI multiplies uint8 by int8, and after a ReLU the grid is twice
-as fine. Frames that a layer reads as uint8 are dequantized with scale 1.
+float part of the graph can become half precision afterwards without touching a quantized value. Forms `openvino`
+and `onnxruntime` give activations uint8 over the interval that they use: VNNI multiplies uint8 by int8, and after a
+ReLU the grid is twice as fine. Frames that a layer reads as uint8 are dequantized with scale 1. The two differ in where
+they quantize: `fcnopt.quantize.placement`.
 
 FP8 is form `tensorrt` with E4M3 in the place of int8: `value = number * scale`, the scale of a weight's channel its
 largest magnitude / 448, and no zero point but 0. Values beyond the grid saturate. Behind a MaxPool the pool's result
@@ -26,6 +27,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from fcnopt.backends.targets import Form
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import export_graph, import_graph
 from fcnopt.quantize.fp8 import E4M3, to_fp8
@@ -38,13 +40,16 @@ from fcnopt.quantize.scales import DEAD, SMALLEST, half_at_least
 if TYPE_CHECKING:
     import onnx
 
-Form = Literal["tensorrt", "cpu"]
 Kind = Literal["int8", "uint8", "fp8"]
 """The numbers that a tensor is stored in; weights know no uint8."""
 Choice = Mapping[str, Rule]
 """The calibration method of every quantized tensor."""
 
-_OPSET: Mapping[Form, int] = {"tensorrt": 19, "cpu": 13}  # float16 scales; DequantizeLinear with an axis
+_OPSET: Mapping[Form, int] = {
+    "tensorrt": 19,
+    "openvino": 13,
+    "onnxruntime": 13,
+}  # float16 scales; DequantizeLinear with an axis
 _LEVELS: Mapping[Kind, Levels] = {"int8": 127, "uint8": 255, "fp8": 448}
 _NUMPY: Mapping[Kind, Any] = {"int8": np.int8, "uint8": np.uint8, "fp8": E4M3}
 
@@ -98,11 +103,11 @@ def activation_kind(form: Form, precision: Quantized = "int8") -> Kind:
     """What activations are stored in.
 
     Raises:
-        CalibrationError: FP8 in form cpu.
+        CalibrationError: FP8 in a form for CPUs.
     """
     if precision == "int8":
         return "int8" if form == "tensorrt" else "uint8"
-    if form == "cpu":
+    if form != "tensorrt":
         raise CalibrationError(
             "fp8: no CPU runtime has kernels for it", fix="use --precision int8 here, or --target tensorrt-rtx:sm89"
         )

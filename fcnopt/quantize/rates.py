@@ -82,7 +82,7 @@ def rates_of(target: Target) -> Rates:
 
     A generation that the table lacks counts as the one before it.
     """
-    if target.form == "cpu":
+    if target.form != "tensorrt":
         machine = describe_machine()
         return cpu_rates(tuple(machine["isa"]), int(machine["cores"]))
     capabilities = target.compute_capabilities or gpu_capabilities()[:1] or ("sm86",)

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any, Self, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fcnopt.backends.targets import Form
 from fcnopt.codec import decode
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import graph_hash, weights_hash
 from fcnopt.quantize.choose import Evidence
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import Method, Quantized, Rule
-from fcnopt.quantize.qdq import Form, Grid, activation_kind
+from fcnopt.quantize.qdq import Grid, activation_kind
 from fcnopt.quantize.rangefile import not_a_number, write_whole
 from fcnopt.quantize.refine import Move
 from fcnopt.version import __version__
@@ -180,7 +181,11 @@ class Recipe:
     def _check(self) -> None:
         """Refuse what no build writes: `decode` sees types, not what fits what."""
         form, precision = self.key["form"], self.key["precision"]
-        if form not in get_args(Form) or precision not in get_args(Quantized) or (form, precision) == ("cpu", "fp8"):
+        if (
+            form not in get_args(Form)
+            or precision not in get_args(Quantized)
+            or (form != "tensorrt" and precision == "fp8")
+        ):
             raise ValueError(f"{precision!r} in form {form!r} is nothing to decide on")
         kind = activation_kind(cast(Form, form), cast(Quantized, precision))
         for name, grid in self.grids.items():

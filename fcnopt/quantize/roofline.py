@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_graphsurgeon as gs
 
+from fcnopt.backends.targets import Form
 from fcnopt.errors import GraphError
 from fcnopt.graph.io import import_graph
 from fcnopt.graph.passes import FusionGroup, fusion_groups
@@ -82,12 +83,15 @@ class Network:
         layers: First outputs of the layers that can be quantized.
         size: (height, width) of the frames.
         precision: Of quantized layers.
+        form: Of the graph to be made.
 
     Raises:
         GraphError: A layer cannot be quantized, or its shapes are unknown.
     """
 
-    def __init__(self, model: onnx.ModelProto, layers: Collection[str], size: Size, precision: Quantized) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, layers: Collection[str], size: Size, precision: Quantized, form: Form
+    ) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         for node in self.model.graph.node:  # names may be missing or repeated, and runtimes report by name
@@ -105,7 +109,7 @@ class Network:
             logits_name(self.model),
             lambda _tensor, node: None if node.outputs[0].name in wanted else "not asked for",
             precision,
-            whole_frames=True,  # only a graph that was made for it has such layers
+            form=form,
         )
         self._refuse(wanted - set(self.placement.layers), "cannot be quantized", "give layers that `place` returns")
         unknown = {name for name in wanted if name not in self._macs}

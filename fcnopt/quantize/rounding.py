@@ -24,11 +24,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from fcnopt.backends.targets import Form
 from fcnopt.graph.io import import_graph
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.patches import patches
 from fcnopt.quantize.placement import Placement, output_axis
-from fcnopt.quantize.qdq import Form, Grid, Rounded, insert, quantize_weight
+from fcnopt.quantize.qdq import Grid, Rounded, insert, quantize_weight
 from fcnopt.quantize.sessions import Session
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fcnopt.backends.targets import Form
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import import_graph
 from fcnopt.graph.passes import WHOLE_FRAMES, optimize
@@ -25,7 +26,7 @@ from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import Method, Quantized, Rule, check_method, methods_of
 from fcnopt.quantize.placement import Placement, place
 from fcnopt.quantize.plan import Plan
-from fcnopt.quantize.qdq import Form, grids
+from fcnopt.quantize.qdq import grids
 from fcnopt.quantize.ranges import Ranges
 from fcnopt.quantize.recipe import Recipe, key_of
 from fcnopt.quantize.refine import refine
@@ -121,16 +122,17 @@ def tune(
     logits = logits_name(model)
     # What int8 would quantize, fp8's layers among it: one range file serves both.
     everything = _placed(model, logits, "int8")
+    elsewhere = place(import_graph(model), logits, form="onnxruntime").tensors  # a range file serves every form
     wanted = _placed(model, logits, precision)
     equal, ranges, reused = ranges_for_integers(
-        model, everything, frames, range_file, progress, equalized=used.equalize
+        model, everything, frames, range_file, progress, also=elsewhere, equalized=used.equalize
     )
     source, scaled, rescaled = rescale(equal, ranges) if form == "tensorrt" else (equal, ranges, ())
     # Rounded to nearest, the first layer's weights would cost more labels than its speed is worth (0.1 % on CamVid).
-    if form == "cpu" and precision == "int8" and used.rounding:
+    if form != "tensorrt" and precision == "int8" and used.rounding:
         source, _ = optimize(source, passes=WHOLE_FRAMES)
     unfit = unfit_for_half(scaled, precision) if form == "tensorrt" else None
-    placement = _placed(source, logits, precision, unfit, whole_frames=form == "cpu")
+    placement = _placed(source, logits, precision, unfit, form=form)
     judge = Judge(source, frames.subset(_JUDGE_FRAMES), logits)
     key = key_of(model, frames, precision, form, method) | {"tuning": str(used)}
     recipe = Recipe.open(recipe_file, key)
@@ -217,13 +219,13 @@ def _placed(
     precision: Quantized,
     unfit: Unfit | None = None,
     *,
-    whole_frames: bool = False,
+    form: Form = "tensorrt",
 ) -> Placement:
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise CalibrationError(
             f"graph {model.graph.name!r} is quantized already", fix="give the FP32 model that it was made from"
         )
-    placement = place(import_graph(model), logits, unfit, precision, whole_frames=whole_frames)
+    placement = place(import_graph(model), logits, unfit, precision, form=form)
     if not placement.layers:
         reasons = "; ".join(f"{entry.node}: {entry.reason}" for entry in placement.declined[:4]) or "it has no Conv"
         raise CalibrationError(

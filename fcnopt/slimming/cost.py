@@ -182,7 +182,7 @@ def measured_ms(network: FCN, spec: ModelSpec, target: Target) -> tuple[dict[str
     Raises:
         BackendError: The runtime to measure with fails.
     """
-    model, placement = _prepared(network, spec)
+    model, placement = _prepared(network, spec, target)
     costs = layer_costs(model, placement.layers, target, size=_size(spec), frame=_frame(spec))
     names = {node.output[0]: node.name for node in model.graph.node}
     if not any(cost.source == "measured" for cost in costs.layers.values()):
@@ -200,8 +200,8 @@ def measured_speedup(original: FCN, narrow: FCN, spec: ModelSpec, target: Target
     with ExitStack() as stack:
         timers = []
         for network in (original, narrow):
-            model, placement = _prepared(network, spec)
-            quantized = insert(model, placement, dict.fromkeys(placement.tensors, _ANY_GRID), "cpu")
+            model, placement = _prepared(network, spec, target)
+            quantized = insert(model, placement, dict.fromkeys(placement.tensors, _ANY_GRID), target.form)
             timers.append(stack.enter_context(layer_timer(quantized, target, "int8")))
         for _ in range(_RUNS):
             for timer in timers:
@@ -210,11 +210,11 @@ def measured_speedup(original: FCN, narrow: FCN, spec: ModelSpec, target: Target
     return before / after
 
 
-def _prepared(network: FCN, spec: ModelSpec) -> tuple[onnx.ModelProto, Placement]:
+def _prepared(network: FCN, spec: ModelSpec, target: Target) -> tuple[onnx.ModelProto, Placement]:
     """The optimized graph, and what of it can be quantized."""
     converted = to_onnx(network, _size(spec), dynamic=False, opset=_OPSET)
     model, _ = optimize(attach(converted, spec), verify=False)
-    return model, place(import_graph(model), logits_name(model), lambda _tensor, _node: None, "int8")
+    return model, place(import_graph(model), logits_name(model), lambda _tensor, _node: None, "int8", form=target.form)
 
 
 def _frame(spec: ModelSpec) -> NDArray[np.uint8]:

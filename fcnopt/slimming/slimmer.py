@@ -212,7 +212,7 @@ class _Run:
     ) -> tuple[Plan, float, bool]:
         """The plan, and its speedup; where the target runs here, widths are chosen until the measured one is met."""
         options = self._options
-        multiple = options.multiple or (16 if self._target.form == "cpu" else 32)
+        multiple = options.multiple or (32 if self._target.form == "tensorrt" else 16)
         key = key_of(self._key, moments["fc6"].curvature.tolist(), options.speedup, multiple, str(self._target))
         kept: dict[str, Any] | None = self._work.load("plan", key)
         if kept is not None:

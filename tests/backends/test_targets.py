@@ -28,9 +28,9 @@ def test_a_target_is_written_as_it_is_read(text):
         (" TensorRT ", "tensorrt", "tensorrt", "tensorrt"),
         ("tensorrt-rtx:SM86, 8.9,sm_86", "tensorrt-rtx:sm86,sm89", "tensorrt-rtx-sm86-sm89", "tensorrt"),
         ("tensorrt-rtx:12.0", "tensorrt-rtx:sm120", "tensorrt-rtx-sm120", "tensorrt"),
-        ("openvino:CPU", "openvino", "openvino", "cpu"),
-        ("openvino:GPU", "openvino:gpu", "openvino-gpu", "cpu"),
-        ("onnxruntime:cpu", "onnxruntime", "onnxruntime", "cpu"),
+        ("openvino:CPU", "openvino", "openvino", "openvino"),
+        ("openvino:GPU", "openvino:gpu", "openvino-gpu", "openvino"),
+        ("onnxruntime:cpu", "onnxruntime", "onnxruntime", "onnxruntime"),
         ("onnxruntime:CUDA", "onnxruntime:cuda", "onnxruntime-cuda", "tensorrt"),
     ],
 )

@@ -79,7 +79,7 @@ def labels(model: onnx.ModelProto, rng: np.random.Generator) -> NDArray[np.uint8
     return np.concatenate([run(model, frame, ["labels"])[0] for frame in images(rng, 4)])
 
 
-@pytest.mark.parametrize("form", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("form", ["openvino", "onnxruntime", "tensorrt"])
 def test_labels_are_as_good_as_without(
     both: tuple[onnx.ModelProto, onnx.ModelProto], frames: CalibrationFrames, form: Form
 ) -> None:
@@ -95,7 +95,7 @@ def test_openvino_joins_uint8_rightly(
     both: tuple[onnx.ModelProto, onnx.ModelProto], frames: CalibrationFrames, tmp_path: Path
 ) -> None:
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    made = make_precision(both[1], spec(), "int8", form="cpu", frames=frames, method="mse").model
+    made = make_precision(both[1], spec(), "int8", form="openvino", frames=frames, method="mse").model
     onnx.save(made, tmp_path / "made.onnx")
     core = openvino.Core()
     network = core.compile_model(core.read_model(tmp_path / "made.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -126,7 +126,7 @@ def integers(
     monkeypatch.setattr(border_plan, "_WRITE_MACS", 0)
     tuning = Tuning(equalize=False, refine=False, rounding=request.param, bias=False)
     model, _ = optimize(padded(rng))
-    plain = make_precision(model, spec(), "int8", form="cpu", frames=frames, method="mse", tuning=tuning).model
+    plain = make_precision(model, spec(), "int8", form="openvino", frames=frames, method="mse", tuning=tuning).model
     assert ops(plain).count("Concat") == int(request.param)  # raw frames come with a constant channel
     joined, _ = optimize(plain, passes=(BorderPass(),), strict=True)
     assert ops(joined).count("Concat") == ops(plain).count("Concat") + 4

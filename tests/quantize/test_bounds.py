@@ -161,7 +161,7 @@ def bounds(quantized: onnx.ModelProto, real: Values) -> dict[str, NDArray[np.flo
 @given(
     seed=st.integers(0, 9999),
     plan=stages,
-    form=st.sampled_from(["tensorrt", "cpu"]),
+    form=st.sampled_from(["tensorrt", "openvino", "onnxruntime"]),
     rule=st.sampled_from(METHODS),
 )
 def test_error_of_every_tensor_is_within_what_the_scales_imply(
@@ -171,7 +171,7 @@ def test_error_of_every_tensor_is_within_what_the_scales_imply(
     check(network(rng, plan), rng, form, rule)
 
 
-@pytest.mark.parametrize("form", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("form", ["tensorrt", "openvino", "onnxruntime"])
 def test_all_kinds_of_layers_at_once(rng: np.random.Generator, form: str) -> None:
     plan = [
         Stage(48, 2, True, 3, "Concat", pool=True, skip=True),

@@ -68,7 +68,7 @@ def test_file_gives_back_the_very_network_and_ranges(
     assert third.SerializeToString() == first.SerializeToString()
 
 
-@pytest.mark.parametrize("form", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("form", ["openvino", "onnxruntime", "tensorrt"])
 def test_graph_from_a_file_is_the_graph_that_wrote_it(
     rng: np.random.Generator, frames: CalibrationFrames, tmp_path: Path, form: str
 ) -> None:

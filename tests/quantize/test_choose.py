@@ -139,7 +139,7 @@ def test_graphs_that_openvino_joins_wrongly_are_judged_by_onnx_runtime(rng: np.r
 
 
 def test_openvino_judges_joins_of_uint8_as_onnx_runtime_does(rng: np.random.Generator) -> None:
-    join = _quantized(joined(rng), "uint8", "cpu")
+    join = _quantized(joined(rng), "uint8", "openvino")
     name = logits_name(join)
     assert "Concat" in {node.op_type for node in join.graph.node}
     with judging(join, name) as fast, Session(join, (name,)) as sure:

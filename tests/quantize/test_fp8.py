@@ -257,7 +257,7 @@ def test_precision_fp8_keeps_labels_and_says_what_it_did(rng: np.random.Generato
 
 def test_what_fp8_cannot_do_is_refused(rng: np.random.Generator, frames: CalibrationFrames) -> None:
     with pytest.raises(CalibrationError, match="fp8: no CPU runtime has kernels for it") as error:
-        make_precision(fcn(rng), spec(), "fp8", form="cpu", frames=None)
+        make_precision(fcn(rng), spec(), "fp8", form="openvino", frames=None)
     assert "tensorrt-rtx:sm89" in error.value.fix
     with pytest.raises(CalibrationError, match="fp8 has no ranges by entropy"):
         make_precision(fcn(rng), spec(), "fp8", form="tensorrt", frames=frames, method="entropy")

@@ -55,6 +55,20 @@ def test_score_layer_reads_the_float_pool_that_others_read_quantized(rng: np.ran
     assert [(r.node, r.index) for r in points["conv1_relu"].readers] == [("conv2", 0)]
 
 
+def test_for_onnx_runtime_score_layers_read_quantized_tensors_too(rng: np.random.Generator) -> None:
+    points = {point.tensor: point for point in place(import_graph(fcn(rng)), "logits", form="onnxruntime").points}
+    assert {name: [r.node for r in point.readers] for name, point in points.items()} == {
+        "conv1_relu": ["conv2"],
+        "conv2_relu": ["conv2_relu_pool"],
+        "conv3_relu": ["score"],
+    }
+
+
+def test_for_onnx_runtime_a_score_of_a_float_layer_reads_the_float_tensor(rng: np.random.Generator) -> None:
+    found = place(import_graph(fcn(rng)), "logits", floats={"conv3"}, form="onnxruntime")
+    assert found.tensors == ("conv1_relu", "conv2_relu"), "nothing writes conv3_relu in integers"
+
+
 def test_point_moves_below_no_pool_but_the_one_that_a_score_reads(rng: np.random.Generator) -> None:
     net = Net(rng)
     x = net.relu(net.conv(net.frames(), "stem", (3, 16)))
@@ -218,10 +232,10 @@ def test_weight_that_is_computed_is_declined(rng: np.random.Generator) -> None:
 def test_first_layer_is_quantized_where_it_reads_whole_frames(rng: np.random.Generator) -> None:
     model = optimize(optimize(fcn(rng))[0], passes=WHOLE_FRAMES, strict=True)[0]
     graph, logits = import_graph(model), logits_name(model)
-    placement = place(graph, logits, whole_frames=True)
+    placement = place(graph, logits, form="openvino")
     assert placement.layers == ("conv1", "conv2", "conv3")
     assert placement.tensors == place(graph, logits).tensors, "whole numbers need no point"
     assert place(graph, logits).layers == ("conv2", "conv3")
-    assert place(graph, logits, precision="fp8", whole_frames=True).layers == ("conv2", "conv3")
-    kept = place(graph, logits, floats=frozenset({"conv1"}), whole_frames=True)
+    assert place(graph, logits, precision="fp8", form="openvino").layers == ("conv2", "conv3")
+    kept = place(graph, logits, floats=frozenset({"conv1"}), form="openvino")
     assert reasons(kept)["node_conv1"] == KEPT_FLOAT

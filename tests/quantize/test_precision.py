@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
@@ -28,7 +29,7 @@ def checked(result: PrecisionResult) -> PrecisionResult:
 
 def test_fp32_is_the_graph_itself(rng: np.random.Generator) -> None:
     model = fcn(rng)
-    result = make_precision(model, spec(), "fp32", form="cpu", frames=None)
+    result = make_precision(model, spec(), "fp32", form="openvino", frames=None)
     assert result.model is model
     assert result.notes == ()
 
@@ -36,12 +37,12 @@ def test_fp32_is_the_graph_itself(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_for_cpus_is_left_to_the_runtime(rng: np.random.Generator, precision: str) -> None:
     model = fcn(rng)
-    result = make_precision(model, spec(), precision, form="cpu", frames=None)
+    result = make_precision(model, spec(), precision, form="openvino", frames=None)
     assert result.model is model
     assert "the graph stays FP32" in result.notes[0]
 
 
-@pytest.mark.parametrize("form", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("form", ["openvino", "onnxruntime", "tensorrt"])
 def test_auto_records_all_four_methods_and_takes_the_best(
     rng: np.random.Generator, frames: CalibrationFrames, form: str
 ) -> None:
@@ -69,7 +70,7 @@ def test_auto_records_all_four_methods_and_takes_the_best(
 
 @pytest.mark.parametrize("rule", METHODS)
 def test_named_method_is_the_one_used(rng: np.random.Generator, frames: CalibrationFrames, rule: str) -> None:
-    result = make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, method=rule)
+    result = make_precision(fcn(rng), spec(), "int8", form="openvino", frames=frames, method=rule)
     assert result.report["method"] == rule
     assert [entry["name"] for entry in result.report["evidence"]] == [rule]
     assert (result.report["refined"], result.report["rounded"]) == ([], [])
@@ -80,7 +81,7 @@ def test_named_method_is_the_one_used(rng: np.random.Generator, frames: Calibrat
 
 def test_forms_differ_in_type_and_rest(rng: np.random.Generator, frames: CalibrationFrames) -> None:
     for form, kind, rest in (
-        ("cpu", TensorProto.UINT8, TensorProto.FLOAT),
+        ("openvino", TensorProto.UINT8, TensorProto.FLOAT),
         ("tensorrt", TensorProto.INT8, TensorProto.FLOAT16),
     ):
         model = make_precision(fcn(rng), spec(), "int8", form=form, frames=frames, method="mse").model
@@ -92,26 +93,26 @@ def test_forms_differ_in_type_and_rest(rng: np.random.Generator, frames: Calibra
 
 def test_int8_without_frames_says_how_to_give_some(rng: np.random.Generator) -> None:
     with pytest.raises(CalibrationError, match="int8 needs calibration frames, and none were given") as error:
-        make_precision(fcn(rng), spec(), "int8", form="cpu", frames=None)
+        make_precision(fcn(rng), spec(), "int8", form="openvino", frames=None)
     assert "--calibration PATH" in error.value.fix
 
 
 def test_frames_of_another_size_are_refused(rng: np.random.Generator, frames: CalibrationFrames) -> None:
     with pytest.raises(CalibrationError, match="calibration frames are 32x24, the model takes 64x48"):
-        make_precision(fcn(rng), spec().with_size(48, 64), "int8", form="cpu", frames=frames)
+        make_precision(fcn(rng), spec().with_size(48, 64), "int8", form="openvino", frames=frames)
 
 
 def test_network_with_nothing_to_quantize_is_refused(rng: np.random.Generator, frames: CalibrationFrames) -> None:
     net = Net(rng)
     net.labels(net.conv(net.relu(net.conv(net.frames(), "a", (3, 8))), "score", (8, CLASSES), 1))
     with pytest.raises(CalibrationError, match=r"no layer can be quantized \(node_a: first layer"):
-        make_precision(net.model(), spec(), "int8", form="cpu", frames=frames)
+        make_precision(net.model(), spec(), "int8", form="openvino", frames=frames)
 
 
 def test_quantized_graph_is_not_quantized_again(rng: np.random.Generator, frames: CalibrationFrames) -> None:
-    once = make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, method="minmax")
+    once = make_precision(fcn(rng), spec(), "int8", form="openvino", frames=frames, method="minmax")
     with pytest.raises(CalibrationError, match="is quantized already"):
-        make_precision(once.model, spec(), "int8", form="cpu", frames=frames)
+        make_precision(once.model, spec(), "int8", form="openvino", frames=frames)
 
 
 def test_range_file_is_written_then_used(rng: np.random.Generator, frames: CalibrationFrames, tmp_path: Path) -> None:
@@ -129,11 +130,11 @@ def test_range_file_is_written_then_used(rng: np.random.Generator, frames: Calib
             progress=lambda step, _: steps.append(step),
         )
 
-    first = build("cpu")
+    first = build("openvino")
     assert path.is_file()
     assert steps.count("calibrate") == 7
     steps.clear()
-    second = build("cpu")
+    second = build("openvino")
     assert "calibrate" not in steps
     assert (first.report["ranges_reused"], second.report["ranges_reused"]) == (False, True)
     assert first.model.SerializeToString() == second.model.SerializeToString()
@@ -142,10 +143,10 @@ def test_range_file_is_written_then_used(rng: np.random.Generator, frames: Calib
 
 def test_stale_range_file_is_refused(rng: np.random.Generator, frames: CalibrationFrames, tmp_path: Path) -> None:
     path = tmp_path / "net.json"
-    make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, range_file=path, method="minmax")
+    make_precision(fcn(rng), spec(), "int8", form="openvino", frames=frames, range_file=path, method="minmax")
     before = path.read_bytes()
     with pytest.raises(CalibrationError, match=r"net\.json: ranges belong to other weights: ") as error:
-        make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, range_file=path)
+        make_precision(fcn(rng), spec(), "int8", form="openvino", frames=frames, range_file=path)
     assert f"delete {path}" in error.value.fix
     assert path.read_bytes() == before
 
@@ -177,12 +178,12 @@ def test_old_opset_and_dynamic_size(rng: np.random.Generator, frames: Calibratio
         for axis in (1, 2):
             value.type.tensor_type.shape.dim[axis].dim_param = f"axis{axis}"
     wide = spec().with_size(None, None)
-    for kind, form in (("int8", "cpu"), ("int8", "tensorrt"), ("fp16", "tensorrt")):
+    for kind, form in (("int8", "openvino"), ("int8", "tensorrt"), ("fp16", "tensorrt")):
         result = checked(make_precision(model, wide, kind, form=form, frames=frames, method="mse"))
         frame = next(iter(frames))
         larger = np.concatenate([frame, frame], axis=2)
         assert run(result.model, larger)[0].shape == (1, 24, 64)
-    assert "QuantizeLinear" in ops(make_precision(model, wide, "int8", form="cpu", frames=frames).model)
+    assert "QuantizeLinear" in ops(make_precision(model, wide, "int8", form="openvino", frames=frames).model)
 
 
 @pytest.mark.parametrize(("gain", "layers"), [(2e4, ["node_a", "node_b"]), (1e8, ["node_b"])])
@@ -212,7 +213,7 @@ def test_network_too_faint_for_float16_scales_is_refused(rng: np.random.Generato
     with pytest.raises(CalibrationError, match=r"its input 'stem_relu' reaches .* float16 scales serve") as error:
         make_precision(model, spec(), "int8", form="tensorrt", frames=frames)
     assert "--precision fp16" in error.value.fix
-    result = make_precision(model, spec(), "int8", form="cpu", frames=frames)  # float32 scales serve
+    result = make_precision(model, spec(), "int8", form="openvino", frames=frames)  # float32 scales serve
     assert max(entry["equal_labels"] for entry in result.report["evidence"]) > 0.95
 
 
@@ -223,7 +224,23 @@ def test_warning_about_labels_comes_first(
         monkeypatch.setattr(tune, "measure", lambda *_, share=share: (Evidence("mse", 0.1, 5.0, share),))
         if share < 0.5:
             with pytest.raises(CalibrationError, match=r"leaves only 40\.0% of the labels"):
-                make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, method="mse")
+                make_precision(fcn(rng), spec(), "int8", form="openvino", frames=frames, method="mse")
         else:
-            result = make_precision(fcn(rng), spec(), "int8", form="cpu", frames=frames, method="mse")
+            result = make_precision(fcn(rng), spec(), "int8", form="openvino", frames=frames, method="mse")
             assert result.notes[0].startswith("WARNING: int8 by mse leaves only 60.0%")
+
+
+def test_onnx_runtime_computes_every_quantized_layer_in_integers(
+    rng: np.random.Generator, frames: CalibrationFrames, tmp_path: Path
+) -> None:
+    """It does where all readers of a layer's result read it quantized."""
+    integers = {}
+    for form in ("onnxruntime", "openvino"):
+        made = make_precision(fcn(rng), spec(), "int8", form=form, frames=frames, method="minmax")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # "saved for this machine alone"
+        options.optimized_model_filepath = str(tmp_path / f"{form}.onnx")
+        onnxruntime.InferenceSession(made.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        integers[form] = ops(onnx.load(tmp_path / f"{form}.onnx")).count("QLinearConv")
+    assert integers["onnxruntime"] == 2
+    assert integers["openvino"] < 2, "scores of this form read floats"

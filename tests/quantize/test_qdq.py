@@ -14,7 +14,7 @@ from fcnopt.quantize.qdq import Grid, grids, insert, quantize_weight
 from fcnopt.quantize.ranges import Ranges, observe
 from tests.quantize.nets import CLASSES, Net, Options, fcn, images, ops, producer, readers, run, spec
 
-FORMS = ["tensorrt", "cpu"]
+FORMS = ["tensorrt", "openvino", "onnxruntime"]
 
 
 def quantized(model: onnx.ModelProto, frames, form: str, rule: str = "minmax"):
@@ -88,7 +88,7 @@ def test_cpu_form_is_uint8_over_the_range_in_use(rng: np.random.Generator) -> No
     x = net.relu(net.conv(x, "last", (16, 16)))
     net.labels(net.conv(x, "score", (16, CLASSES), 1))
     model, frames = net.model(), images(rng, 3)
-    _, found = quantized(model, frames, "cpu")
+    _, found = quantized(model, frames, "openvino")
     assert found["stem_relu"].zero == 0
     assert 0 < found["linear"].zero < 255
     values = np.concatenate([run(expose(model, ["linear"]), frame, ["linear"])[0] for frame in frames])
@@ -176,7 +176,7 @@ def test_group_takes_the_widest_interval(rng: np.random.Generator) -> None:
     both = net.node("Add", [net.conv(y, "b", (16, 16)), net.conv(joined, "c", (32, 16))], "both")
     net.labels(net.conv(net.relu(both), "score", (16, CLASSES), 1))
     model, frames = net.model(), images(rng, 2)
-    _, found = quantized(model, frames, "cpu")
+    _, found = quantized(model, frames, "openvino")
     top = {name: max(run(expose(model, [name]), f, [name])[0].max() for f in frames) for name in found}
     assert top["a_relu"] > 3 * top["stem_relu"]
     assert found["stem_relu"] == found["a_relu"] == found["joined"]
@@ -197,7 +197,7 @@ def test_spec_and_names_survive_and_the_original_is_untouched(rng: np.random.Gen
     model = fcn(rng)
     write_spec(model, spec())
     before = model.SerializeToString()
-    result, _ = quantized(model, images(rng, 2), "cpu")
+    result, _ = quantized(model, images(rng, 2), "openvino")
     assert model.SerializeToString() == before
     assert [(e.key, e.value) for e in result.metadata_props] == [(e.key, e.value) for e in model.metadata_props]
     assert [v.name for v in (*result.graph.input, *result.graph.output)] == ["frames", "labels"]
@@ -215,15 +215,15 @@ def test_old_opset_is_raised(rng: np.random.Generator) -> None:
 def test_missing_range_names_the_tensor(rng: np.random.Generator) -> None:
     placement = place(import_graph(fcn(rng)), "logits")
     with pytest.raises(CalibrationError, match="tensor 'conv1_relu' is to be quantized, but the ranges do not have it"):
-        grids(placement, Ranges({}, 1), dict.fromkeys(placement.tensors, "minmax"), "cpu")
+        grids(placement, Ranges({}, 1), dict.fromkeys(placement.tensors, "minmax"), "openvino")
 
 
 def test_whole_frames_lose_nothing_but_their_weight_s_rounding(rng: np.random.Generator) -> None:
     model = optimize(optimize(fcn(rng))[0], passes=WHOLE_FRAMES, strict=True)[0]
     frame = images(rng, 1)[0]
-    placement = place(import_graph(model), logits_name(model), whole_frames=True)
+    placement = place(import_graph(model), logits_name(model), form="openvino")
     found = {name: Grid(0.05, 0, "uint8") for name in placement.tensors}
-    result = insert(model, placement, found, "cpu")
+    result = insert(model, placement, found, "openvino")
     onnx.checker.check_model(result, full_check=True)
     read = producer(result, producer(result, "conv1").input[0])
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}

@@ -79,7 +79,7 @@ def test_without_a_place_nothing_is_written(tmp_path: Path) -> None:
         ({"evidence": [{"name": "x"}]}, r"recipe\.evidence\[0\]: missing"),
         ({"unknown": 1}, "unknown unknown"),
         ({"key": None}, r"recipe\.key: expected an object"),
-        ({"key": KEY | {"precision": "fp8", "form": "cpu"}}, "'fp8' in form 'cpu' is nothing to decide on"),
+        ({"key": KEY | {"precision": "fp8", "form": "openvino"}}, "'fp8' in form 'openvino' is nothing to decide on"),
         ({"evidence": []}, "its evidence is missing"),
         ({"rounded": "yes"}, r"recipe\.rounded: expected boolean"),
         ({"search": [1]}, r"recipe\.search: expected an object"),
@@ -152,7 +152,7 @@ def test_damage_within_is_found_when_the_file_is_read(
 
 @pytest.mark.parametrize(("zero", "fits"), [(0, True), (255, True), (256, False), (-1, False)])
 def test_grids_for_cpus_have_a_zero_that_a_byte_holds(tmp_path: Path, zero: int, fits: bool) -> None:
-    recipe = Recipe(KEY | {"form": "cpu"}, grids={"x": Grid(0.5, zero, "uint8")}, path=tmp_path / "a.recipe.json")
+    recipe = Recipe(KEY | {"form": "openvino"}, grids={"x": Grid(0.5, zero, "uint8")}, path=tmp_path / "a.recipe.json")
     recipe.save()
     assert recipe.path is not None
     if fits:
@@ -170,4 +170,4 @@ def test_packed_counts_cannot_grow_beyond_their_shape() -> None:
 
 def test_decisions_of_another_version_are_not_taken(rng: np.random.Generator, tmp_path: Path) -> None:
     frames = CalibrationFrames.collect([write_images(rng, tmp_path / "frames", 2)], spec())
-    assert key_of(fcn(rng), frames, "int8", "cpu", "auto")["fcnopt"] == __version__
+    assert key_of(fcn(rng), frames, "int8", "openvino", "auto")["fcnopt"] == __version__

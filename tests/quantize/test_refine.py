@@ -16,7 +16,7 @@ from fcnopt.quantize.ranges import observe
 from fcnopt.quantize.refine import STEP, refine, times
 from tests.quantize.nets import CLASSES, Net, fcn, images
 
-FORMS = ["tensorrt", "cpu"]
+FORMS = ["tensorrt", "openvino", "onnxruntime"]
 
 
 def joined(rng: np.random.Generator) -> onnx.ModelProto:
@@ -104,7 +104,7 @@ def test_tensors_of_one_group_move_together(rng: np.random.Generator, form: str)
 
 def test_scales_of_tensorrt_stay_float16_values_and_grids_keep_their_kind(rng: np.random.Generator) -> None:
     model, frames = fcn(rng), images(rng, 2)
-    for form, kind in (("tensorrt", "int8"), ("cpu", "uint8")):
+    for form, kind in (("tensorrt", "int8"), ("openvino", "uint8")):
         placement, found, graph, judge = start(model, frames, form, 5.0)
         refined, _, moves = refine(graph, placement, found, judge, lambda _: None)
         assert moves
@@ -118,7 +118,7 @@ def test_scales_of_tensorrt_stay_float16_values_and_grids_keep_their_kind(rng: n
 
 
 def test_search_walks_while_it_gains_and_takes_the_better_side(rng: np.random.Generator) -> None:
-    placement, found, graph, _ = start(fcn(rng), images(rng, 2), "cpu")
+    placement, found, graph, _ = start(fcn(rng), images(rng, 2), "openvino")
     first, second = placement.tensors
     # the best scales: two steps down for one, three steps up for the other
     goal = {first: found[first].scale / STEP**2, second: found[second].scale * STEP**3}

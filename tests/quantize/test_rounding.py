@@ -33,7 +33,7 @@ def gridded(model: onnx.ModelProto, frames: CalibrationFrames, form: str) -> tup
 
 
 def rounded(
-    model: onnx.ModelProto, frames: CalibrationFrames, form: str = "cpu", **options: bool
+    model: onnx.ModelProto, frames: CalibrationFrames, form: str = "openvino", **options: bool
 ) -> tuple[dict[str, Rounded], Placement, dict[str, Grid]]:
     placement, found = gridded(model, frames, form)
     return round_weights(model, placement, found, frames, form, lambda _: None, **options), placement, found
@@ -128,7 +128,7 @@ def test_inputs_that_repeat_others_are_no_obstacle(rng: np.random.Generator) -> 
     assert errors(weight, found, scales, moment).sum() < 0.1 * errors(weight, values, scales, moment).sum()
 
 
-@pytest.mark.parametrize("form", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("form", ["openvino", "onnxruntime", "tensorrt"])
 def test_layers_come_nearer_to_float_on_the_inputs_that_they_get(
     rng: np.random.Generator, frames: CalibrationFrames, form: str
 ) -> None:
@@ -169,7 +169,7 @@ def test_mean_error_of_a_layer_vanishes_in_the_graph(
     weight = weight_of(model, "conv2.weight").reshape(32, -1)
     means = {}
     for key, used in (("nearest", None), ("shifted", found)):
-        result = expose(insert(model, placement, known, "cpu", used), names)
+        result = expose(insert(model, placement, known, "openvino", used), names)
         left = []
         for frame in frames:
             x, y = run(result, frame, names)
@@ -240,7 +240,7 @@ def test_layer_that_is_no_one_product_is_left_out(rng: np.random.Generator, fram
     found, placement, known = rounded(net.model(), frames)
     assert placement.layers == ("a", "b", "c", "d")
     assert set(found) == {"d.weight"}
-    onnx.checker.check_model(insert(net.model(), placement, known, "cpu", found), full_check=True)
+    onnx.checker.check_model(insert(net.model(), placement, known, "openvino", found), full_check=True)
 
 
 @pytest.mark.parametrize(("attributes", "handled"), [({}, True), ({"transB": 1}, True), ({"alpha": 0.5}, False)])
@@ -265,7 +265,7 @@ def test_gemm_is_rounded_along_its_inputs(
     names = ["rows_of_x_dequantized", "product"]
     left = {}
     for key, used in (("nearest", None), ("rounded", found)):
-        result = expose(insert(model, placement, known, "cpu", used), names)
+        result = expose(insert(model, placement, known, "openvino", used), names)
         pairs = [run(result, frame, names) for frame in frames]
         off = [y - x @ (weight.T if "transB" in attributes else weight) for x, y in pairs]
         left[key] = np.mean(np.square(off))
@@ -289,11 +289,11 @@ def test_progress_runs_from_start_to_end_and_results_repeat(
     rng: np.random.Generator, frames: CalibrationFrames
 ) -> None:
     model, steps = fcn(rng), []
-    placement, known = gridded(model, frames, "cpu")
-    first = round_weights(model, placement, known, frames, "cpu", steps.append)
+    placement, known = gridded(model, frames, "openvino")
+    first = round_weights(model, placement, known, frames, "openvino", steps.append)
     assert steps == sorted(steps)
     assert (0 < steps[0] < 0.5, steps[-1]) == (True, 1.0)
-    second = round_weights(model, placement, known, frames, "cpu", lambda _: None)
+    second = round_weights(model, placement, known, frames, "openvino", lambda _: None)
     for name in first:
         np.testing.assert_array_equal(first[name].values, second[name].values)
         np.testing.assert_array_equal(first[name].shift, second[name].shift)

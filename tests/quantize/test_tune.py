@@ -32,7 +32,7 @@ def names(found: Tuned) -> tuple[str, ...]:
     return tuple(entry.name for entry in found.recipe.evidence)
 
 
-@pytest.mark.parametrize("form", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("form", ["tensorrt", "openvino", "onnxruntime"])
 def test_every_ingredient_is_judged_and_the_best_is_the_plan(
     rng: np.random.Generator, frames: CalibrationFrames, form: str
 ) -> None:
@@ -120,7 +120,7 @@ def test_original_is_untouched_and_the_result_repeats(rng: np.random.Generator, 
 
 @pytest.mark.parametrize(
     ("form", "tuning", "first"),
-    [("cpu", Tuning(), True), ("cpu", PLAIN, False), ("tensorrt", Tuning(), False)],
+    [("openvino", Tuning(), True), ("openvino", PLAIN, False), ("tensorrt", Tuning(), False)],
 )
 def test_first_layer_is_integer_on_cpus_where_its_weights_are_rounded_together(
     form: str, tuning: Tuning, first: bool, rng: np.random.Generator, frames: CalibrationFrames
