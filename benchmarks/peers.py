@@ -56,6 +56,7 @@ class Options:
         calibration_frames: How many.
         max_frames: Of the clip; None for all.
         round_frames: In a contender's turn.
+        laps: How often the clip is run.
     """
 
     clip: Path
@@ -71,11 +72,12 @@ class Options:
     calibration_frames: int = CALIBRATION_FRAMES
     max_frames: int | None = None
     round_frames: int = 26
+    laps: int = 1
 
     def __post_init__(self) -> None:
         refuse_unknown(self.only, CONTENDERS, "contenders")
-        if min(self.calibration_frames, self.round_frames, self.max_frames or 1) < 1:
-            raise UsageError("frames: at least one is needed", fix="give positive numbers of frames")
+        if min(self.calibration_frames, self.round_frames, self.laps, self.max_frames or 1) < 1:
+            raise UsageError("frames and laps: at least one is needed", fix="give positive numbers")
 
     def command(self) -> str:
         """The command line that says the same, without folders of this machine."""
@@ -83,7 +85,8 @@ class Options:
         words += [] if self.labels is None else ["--labels", self.labels.name]
         words += ["--only", ",".join(self.only)] if self.only else []
         words += ["--bundles", *(path.name for path in self.bundles)] if self.bundles else []
-        return " ".join(words + ([] if self.max_frames is None else ["--max-frames", str(self.max_frames)]))
+        words += [] if self.max_frames is None else ["--max-frames", str(self.max_frames)]
+        return " ".join(words + ([] if self.laps == 1 else ["--laps", str(self.laps)]))
 
 
 def main() -> None:
@@ -100,6 +103,7 @@ def main() -> None:
     parser.add_argument("--calibration-frames", type=int, default=CALIBRATION_FRAMES, metavar="N")
     parser.add_argument("--max-frames", type=int, metavar="N", help="race over no more frames (for a quick look)")
     parser.add_argument("--round-frames", type=int, default=26, metavar="N", help="in a contender's turn")
+    parser.add_argument("--laps", type=int, default=1, metavar="N", help="run the clip N times")
     parser.add_argument("--envs", type=Path, default=CACHE / "peers", help="the peers' own environments")
     parser.add_argument("--work", type=Path, default=CACHE / "race", help="what is kept between runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/peers"))
@@ -139,7 +143,7 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
     ready, skipped = get_ready({name: field[name] for name in wanted}, kitchen)
     frames = min(len(clip), options.max_frames or len(clip))
     starters = {name: partial(Process, one.command, options.work / f"{name}.log") for name, one in ready.items()}
-    runners, out = race(starters, Course(frames, options.round_frames), progress)
+    runners, out = race(starters, Course(frames, options.round_frames, laps=options.laps), progress)
     truth = _truth(options, frames)
     figures = results(runners, REFERENCE, truth, kitchen.exported.spec.classes)
     skipped |= out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from rivals.page import between, cell, machine_line
@@ -88,10 +90,19 @@ def _claims(rows: list[dict[str, Any]]) -> list[str]:
     ]
     for row in ours:
         ratios = [
-            f"{row['fps'] / peer['fps']:.2f} / {peer['latency_p50_ms'] / row['latency_p50_ms']:.2f}" for peer in peers
+            f"{_ratio(row['rounds_fps'], peer['rounds_fps'])}; "
+            f"{_ratio(peer['rounds_latency_ms'], row['rounds_latency_ms'])}"
+            for peer in peers
         ]
         lines.append(f"| {cell(row['title'])} | {' | '.join(ratios)} |")
-    return ["Frames a second, and median latency, how many times better:", "", *lines, ""]
+    what = "Frames a second; and latency: how many times better, in the median round (lowest to highest round):"
+    return [what, "", *lines, ""]
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> str:
+    """How two rows compare, round by round: what slows the machine down in a round meets both."""
+    found = [a / b for a, b in zip(above, below, strict=True)]
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
 def _notes() -> list[str]:

@@ -73,6 +73,14 @@ class Process:
         found: list[float] = header["network_ms"]
         return found
 
+    def rewind(self) -> None:
+        """Let it begin the clip again.
+
+        Raises:
+            BackendError: It fails.
+        """
+        self._ask({"do": "rewind"})
+
     def close(self) -> None:
         """End it. Calling it twice is fine."""
         for pipe in (self._process.stdin, self._process.stdout):

@@ -39,11 +39,13 @@ class Course:
         round_frames: In a contender's turn, end to end, at most. Enough of them, that filling and draining a pipeline,
             which count, are a small part.
         network_runs: In a contender's turn, of the network alone.
+        laps: How often the clip is run.
     """
 
     frames: int
     round_frames: int = 26
     network_runs: int = 8
+    laps: int = 1
 
     def turns(self) -> list[int]:
         """Frames of each round, as equal as can be."""
@@ -57,7 +59,7 @@ class Runner:
 
     Attributes:
         process: It waits for its turn.
-        labels: Of the clip's frames so far.
+        labels: Of the clip's frames so far; of the first lap alone.
         laps: What it did in each turn, without labels.
         network_ms: Of its network alone, a frame.
         failed: Why it gave up; empty while it runs.
@@ -70,12 +72,15 @@ class Runner:
     failed: str = ""
 
     def turn(self, frames: int, course: Course) -> None:
-        """Its turn in a round."""
+        """Its turn in a round; a new lap begins the clip again."""
+        if self.laps and len(self.laps) % len(course.turns()) == 0:
+            self.process.rewind()
         lap = self.process.run(frames)
         if len(lap.labels) != frames:
             raise BackendError(f"it gave labels for {len(lap.labels)} of {frames} frames", fix="check its log")
         self.network_ms += self.process.network(course.network_runs)
-        self.labels += lap.labels
+        if len(self.labels) < course.frames:
+            self.labels += lap.labels
         lap.labels = []
         self.laps.append(lap)
 
@@ -87,6 +92,7 @@ class Runner:
         return {
             "fps": sum(counts) / sum(lap.seconds for lap in self.laps),
             "rounds_fps": [count / lap.seconds for count, lap in zip(counts, self.laps, strict=True)],
+            "rounds_latency_ms": [statistics.median(lap.times_ms["latency"]) for lap in self.laps],
             "latency_p50_ms": latency.p50_ms,
             "latency_p99_ms": latency.p99_ms,
             "stages_ms": {name: statistics.median(values) for name, values in times.items() if values},
@@ -119,9 +125,9 @@ def race(
             except BackendError as error:
                 out[name] = error.message
         turns = course.turns()
-        for number, frames in enumerate(turns):
+        for number, frames in enumerate(turns * course.laps):
             _round(list(runners.items()), number, frames, course)
-            progress("race", (number + 1) / len(turns))
+            progress("race", (number + 1) / len(turns) / course.laps)
         out |= {name: runner.failed for name, runner in runners.items() if runner.failed}
     return {name: runner for name, runner in runners.items() if not runner.failed}, out
 

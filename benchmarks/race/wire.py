@@ -5,6 +5,7 @@ from then on it answers requests until its input ends:
 
     {"do": "run", "frames": n}    ->  the next n frames of the clip, end to end; the labels are the bytes
     {"do": "network", "runs": n}  ->  the network alone, on one frame that is ready for it
+    {"do": "rewind"}              ->  nothing; the clip begins again
 
 This module needs NumPy alone: it runs in every contender's environment.
 """
@@ -73,6 +74,9 @@ def serve(open_contender: Callable[[], Contender], warm_up_frames: int = 2) -> N
         request = json.loads(line)
         if request["do"] == "network":
             send(answers, {"network_ms": contender.network(request["runs"]), "peak_mib": peak_mib()})
+        elif request["do"] == "rewind":
+            contender.rewind()
+            send(answers, {"peak_mib": peak_mib()})
         else:
             _send_lap(answers, contender.run(request["frames"]))
 

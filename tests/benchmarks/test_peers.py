@@ -125,6 +125,9 @@ def test_who_fails_in_the_race_is_out_and_the_rest_goes_on(echo: partial[process
     assert figures["fps"] == pytest.approx(5.0)
     assert figures["rounds_fps"] == [4.0, 6.0]
     assert figures["latency_p50_ms"] == 7.0
+    runners, _ = rounds.race({"a": echo}, rounds.Course(5, 3, laps=3), _silent)
+    assert len(runners["a"].labels) == 5
+    assert len(runners["a"].figures()["rounds_fps"]) == 6
     runners, out = rounds.race({"a": echo, "b": echo}, rounds.Course(9, 3), _silent)
     assert not runners
     assert out["a"] == "it gave labels for 2 of 3 frames"
@@ -269,7 +272,8 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
 
 
 def _row(name: str, fps: float, **others: Any) -> dict[str, Any]:
-    figures = {"x": fps, "latency_p50_ms": 500 / fps, "latency_p99_ms": 700 / fps, "network_ms": 400 / fps}
+    figures = {"rounds_fps": [fps, fps / 2, fps * 2], "rounds_latency_ms": [500 / fps, 800 / fps, 300 / fps]}
+    figures |= {"x": fps, "latency_p50_ms": 500 / fps, "latency_p99_ms": 700 / fps, "network_ms": 400 / fps}
     accuracy = {"miou": 70.0, "drop": 0.1, "drop_interval": (0.0, 0.2), "equal_labels": 99.5}
     worst = {"worst_class": {"name": "Car", "drop": 0.4}}
     built = {"build_s": 3.0, "start_s": 1.0, "peak_mib": 300.0, "versions": {name: "1"}}
@@ -296,7 +300,7 @@ def test_the_page_ranks_claims_and_says_who_was_skipped() -> None:
     text = page.as_markdown(_found())
     assert text.index("| TORCH |") < text.index("| NNCF |") < text.index("| **FCNOPT** |")
     assert "| **FCNOPT** | 25.00 | 25.00 | 20.0 | 28.0 | 16.0 | 70.00 | +0.10 (+0.00 to +0.20) | +0.40 Car |" in text
-    assert "| FCNOPT | 2.50 / 2.50 |" in text
+    assert "| FCNOPT | 2.50 (2.50 to 2.50); 2.50 (2.50 to 2.50) |" in text
     assert "- GPU: no driver" in text
     json.dumps(_found())
 
