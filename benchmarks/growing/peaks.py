@@ -52,7 +52,7 @@ class Peaks:
         return cls({kind: gemm_gmacs(kind, size) for kind in kinds}, copy_gbytes(copy_bytes))
 
     def rest_of(self, precision: str) -> str:
-        """What layers compute in that an engine of this precision leaves float."""
+        """The fastest type for what an engine of this precision leaves float, whichever type a runtime then chooses."""
         return "bf16" if precision == "int8" and "bf16" in self.gmacs else "fp32"
 
 
@@ -109,7 +109,7 @@ def roofline_ms(model: onnx.ModelProto, precision: str, peaks: Peaks) -> float:
 
     Args:
         model: As the runtime gets it, quantized where it is.
-        precision: Of the engine; tells what layers that are not quantized compute in.
+        precision: Of the engine; tells what layers that are not quantized could compute in.
         peaks: Of the machine.
     """
     macs, quantized = macs_by_node(model), int8_nodes(model)

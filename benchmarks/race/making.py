@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from rivals.environment import HERE, python_of, requirements, run
 from rivals.measure import file_sha256, write_whole
+from rivals.rows import Made
 
 import fcnopt
 from fcnopt.backends.base import Precision, Progress
@@ -25,21 +26,6 @@ from fcnopt.settings import BuildSettings
 from race.scripts import Task
 
 OPSET = 18  # what every peer reads
-
-
-@dataclass(frozen=True)
-class Made:
-    """A file or folder that a contender runs.
-
-    Attributes:
-        path: It.
-        seconds: That it took to make from the FP32 network.
-        versions: Of the packages that made it.
-    """
-
-    path: Path
-    seconds: float
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)

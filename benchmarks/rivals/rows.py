@@ -41,11 +41,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Made:
-    """A quantized file.
+    """A file or folder made from the FP32 network.
 
     Attributes:
-        path: ONNX file, or OpenVINO IR with its .bin beside it.
-        seconds: Calibration and quantization, without loading packages.
+        path: ONNX file, OpenVINO IR with its .bin beside it, or what a peer's own tool writes.
+        seconds: That it took, calibration and quantization among it, without loading packages.
         versions: Of the packages that made it.
     """
 

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from fcnopt.report.progress import ConsoleProgress
 
 PATH = click.Path(path_type=Path)
+decoder_option = click.option(
+    "--decoder",
+    type=click.Choice(["pyav", "nvdec", "auto"]),
+    default="pyav",
+    show_default=True,
+    help="Of a video: the CPU, the GPU (PyNvVideoCodec), or the GPU where it can.",
+)
+"""`--decoder`, for each command that runs engines on a clip."""
 
 # By command: what a word too many was probably meant for.
 _MEANT = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnopt.cli.console import BUNDLE_OR_MODEL, CLIP, LABELS, PATH, Command, chosen, progress
+from fcnopt.cli.console import BUNDLE_OR_MODEL, CLIP, LABELS, PATH, Command, chosen, decoder_option, progress
 from fcnopt.cli.signing import trusted_key_option
 from fcnopt.errors import UsageError
 
@@ -32,13 +32,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="One batch in flight, or several; repeat it for both, side by side.",
 )
-@click.option(
-    "--decoder",
-    type=click.Choice(["pyav", "nvdec", "auto"]),
-    default="pyav",
-    show_default=True,
-    help="Of a video: the CPU, the GPU (PyNvVideoCodec), or the GPU where it can.",
-)
+@decoder_option
 @trusted_key_option
 @click.option("--topic", help="Of a robot log [default: the only one with images]")
 @click.option("--max-frames", type=int, help="Bench this many frames at most, the clip's first.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fcnopt.cli.console import CLIP, PATH, Command, chosen, progress
+from fcnopt.cli.console import CLIP, PATH, Command, chosen, decoder_option, progress
 from fcnopt.cli.signing import trusted_key_option
 
 
@@ -30,13 +30,7 @@ from fcnopt.cli.signing import trusted_key_option
     show_default=True,
     help="One batch in flight, or as many as pay.",
 )
-@click.option(
-    "--decoder",
-    type=click.Choice(["pyav", "nvdec", "auto"]),
-    default="pyav",
-    show_default=True,
-    help="Of a video: the CPU, the GPU (PyNvVideoCodec), or the GPU where it can.",
-)
+@decoder_option
 @click.option("--max-latency-ms", type=float, help="Count frames whose labels come later than this as late.")
 @trusted_key_option
 @click.option("--rerun", type=PATH, help="Log frames, labels and timings to this Rerun file (.rrd) too.")
