@@ -145,6 +145,8 @@ class _Run:
         self._key = key_of(
             _VERSION, self.sha256, str(architecture), architecture.skip_scales, frames.sha256, spec.to_json()
         )
+        # What is learned from frames belongs to the split too: of another one it may have seen what judges it.
+        self._learned = key_of(self._key, frames.held_sha256)
         self.judge: Judge
 
     def all(self) -> _Found:
@@ -172,7 +174,7 @@ class _Run:
         self._report("judge before recovery", 0.0)
         before = self.judge.judge(narrow)
         start = copy.deepcopy(narrow)
-        key = key_of(self._key, asdict(plan), asdict(self._options.recovery))
+        key = key_of(self._learned, asdict(plan), asdict(self._options.recovery))
         training = Recovery(narrow, teacher, self._frames, self._spec, self._options.recovery, self._device)
         self._report("recover", 0.0)
         recovered = training.run(self._work, key, lambda done: self._report("recover", done))
@@ -184,7 +186,7 @@ class _Run:
 
     def _moments(self, teacher: Teacher) -> dict[str, Moments]:
         count = min(self._options.statistics_frames, len(self._frames.train))
-        key = key_of(self._key, count)
+        key = key_of(self._learned, count)
         kept = self._work.load("statistics", key)
         if kept is None:
             self._report("measure channels", 0.0)
@@ -213,7 +215,7 @@ class _Run:
         """The plan, and its speedup; where the target runs here, widths are chosen until the measured one is met."""
         options = self._options
         multiple = options.multiple or (32 if self._target.form == "tensorrt" else 16)
-        key = key_of(self._key, moments["fc6"].curvature.tolist(), options.speedup, multiple, str(self._target))
+        key = key_of(self._learned, moments["fc6"].curvature.tolist(), options.speedup, multiple, str(self._target))
         kept: dict[str, Any] | None = self._work.load("plan", key)
         if kept is not None:
             return Plan(**kept["plan"]), kept["speedup"], kept["measured"]

@@ -169,6 +169,19 @@ def test_a_run_killed_while_channels_are_measured_goes_on(
         assert torch.equal(load(result.path).module.state_dict()[name], tensor), name
 
 
+def test_nothing_that_was_learned_of_frames_now_held_out_is_used_again(drive: Path, tmp_path: Path) -> None:
+    half = replace(OPTIONS, holdout=0.5)
+    asked: list[str] = []
+    run(drive, tmp_path / "one", work=tmp_path / "work")
+    again = run(
+        drive, tmp_path / "one", work=tmp_path / "work", options=half, progress=lambda step, _done: asked.append(step)
+    )
+    assert {"measure channels", "time the network"} <= set(asked)
+    fresh = run(drive, tmp_path / "other", options=half)
+    for name, tensor in load(fresh.path).module.state_dict().items():
+        assert torch.equal(load(again.path).module.state_dict()[name], tensor), name
+
+
 def test_what_is_ahead_is_said_once_and_only_where_nothing_is_wrong(drive: Path, tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(UsageError, match="11 class names"):
