@@ -96,6 +96,8 @@ class Stream(Closing, Iterator["Outputs"]):
     def __next__(self) -> Outputs:
         try:
             with self._taking:
+                if self._pipeline.closed:
+                    self._results.clear()  # what is left of a batch
                 if not self._results:
                     self._results.extend(self._pipeline.result())
                 outputs, ready = self._results.popleft()
@@ -141,6 +143,11 @@ class _Pipeline:
         self._process = os.getpid()
         self._frames: ReadAhead | None = None
         self._workers: list[threading.Thread] = []
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def result(self) -> list[tuple[Outputs, Ready]]:
         """Wait for the next batch's results.
@@ -189,8 +196,9 @@ class _Pipeline:
         self._frames = ReadAhead(self._source, self._options.reading, self._prepare)
         for number, lane in enumerate(self._lanes):
             name = f"fcnopt-stream-lane-{number}"
-            self._workers.append(threading.Thread(target=self._work, args=(lane, self._frames), name=name, daemon=True))
-            self._workers[-1].start()
+            worker = threading.Thread(target=self._work, args=(lane, self._frames), name=name, daemon=True)
+            worker.start()
+            self._workers.append(worker)  # only what runs can be waited for
 
     def _work(self, lane: Lane, frames: ReadAhead) -> None:
         while self._claim_place():

@@ -39,12 +39,33 @@ def with_batch(model: onnx.ModelProto, count: int) -> onnx.ModelProto:
     _repeat_joined(changed, count)
     try:
         infer_shapes(changed)
+        _check_resizes(changed, count)
     except GraphError as error:
         raise UsageError(
             f"the graph cannot take {count} frames at a time: {error.message}",
             fix="leave the batch at 1, or export the model with --dynamic",
         ) from error
     return changed
+
+
+def _check_resizes(model: onnx.ModelProto, count: int) -> None:
+    """Refuse a Resize whose sizes are of another number of frames: shapes fit where an Add broadcasts its result.
+
+    Args:
+        model: With inferred shapes.
+        count: Frames at a time.
+
+    Raises:
+        GraphError: There is one.
+    """
+    values = {value.name: value for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
+    for node in model.graph.node:
+        if node.op_type == "Resize" and node.input[0] in values and node.output[0] in values:
+            taken, given = _first(values[node.input[0]]), _first(values[node.output[0]])
+            if taken == count and given not in (0, count):
+                raise GraphError(
+                    f"Resize {node.name or node.output[0]!r} gives {given} of {count}", fix="resize by scales"
+                )
 
 
 def _repeat_joined(model: onnx.ModelProto, count: int) -> None:

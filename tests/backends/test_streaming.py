@@ -255,3 +255,30 @@ def test_many_frames_take_no_more_memory_than_few(open_tiny: Callable[..., Runne
     assert len(settled) == 16
     assert max(settled) <= 1.05 * min(settled)
     assert not threads()
+
+
+def test_a_closed_stream_gives_nothing_that_is_left_of_a_batch() -> None:
+    with Lanes(batch=3).stream(numbered(9)) as stream:
+        assert next(stream).index == 0
+        stream.close()
+        assert list(stream) == []
+    with Lanes(batch=3).stream(numbered(9)) as stream:
+        next(stream)
+        stream.abort(OSError("the engine is closed"))
+        with pytest.raises(OSError, match="the engine is closed"):
+            next(stream)
+        assert list(stream) == []
+
+
+def test_threads_that_cannot_be_started_end_the_stream_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name == "fcnopt-stream-lane-1":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        next(Lanes(2).stream(numbered(5)))
+    assert not threads()

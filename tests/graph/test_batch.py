@@ -77,3 +77,22 @@ def test_what_is_joined_to_a_frame_is_repeated(rng: np.random.Generator) -> None
     session = onnxruntime.InferenceSession(two.SerializeToString(), providers=["CPUExecutionProvider"])
     (have,) = session.run(None, {"frames": frames})
     np.testing.assert_array_equal(have, np.concatenate([frames, joined.repeat(2, axis=0)], axis=1))
+
+
+def test_a_resize_to_sizes_of_one_frame_is_refused() -> None:
+    """Its result would be broadcast to the skip branch: every frame would get the first one's."""
+    nodes = [
+        helper.make_node("MaxPool", ["frames"], ["small"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Resize", ["small", "", "", "sizes"], ["large"], name="up", mode="nearest"),
+        helper.make_node("Add", ["large", "frames"], ["labels"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("frames", TensorProto.FLOAT, [1, 3, 4, 6])],
+        [helper.make_tensor_value_info("labels", TensorProto.FLOAT, [1, 3, 4, 6])],
+        [numpy_helper.from_array(np.array([1, 3, 4, 6]), "sizes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(UsageError, match="cannot take 2 frames at a time: Resize 'up' gives 1 of 2"):
+        with_batch(model, 2)

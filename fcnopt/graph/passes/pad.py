@@ -61,6 +61,8 @@ class PadPass(Pass[PadMatch]):
             return "it crops"
         if user.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
             return f"{label(user)} derives its padding from its output's shape"
+        if len(user.outputs) > 1:
+            return f"{label(user)} tells places in what it pads"
         return _value_refusal(view, match, value)
 
     def rewrite(self, view: GraphView, match: PadMatch) -> str:

@@ -77,6 +77,8 @@ class ScaleShiftPass(Pass[ScaleShiftMatch]):
         affine = _affine(view, node, parts, match.side)
         if isinstance(affine, str):
             return affine
+        if match.side != "after" and _spreads(node):
+            return f"it spreads one channel over the {parts.in_channels} of {label(linear)}"
         if match.side == "before" and affine.shift.any():
             refusal = input_shift_refusal(linear)
         if match.shift is not None:
@@ -104,6 +106,13 @@ class ScaleShiftPass(Pass[ScaleShiftMatch]):
 def _reads(user: gs.Node, node: gs.Node) -> bool:
     """Whether a node with weights takes what another writes as its input, not as weight or bias."""
     return is_linear(user) and user.inputs[0] is node.outputs[0]
+
+
+def _spreads(node: gs.Node) -> bool:
+    """Whether there are more constants than channels to put them to, as a mean a channel and a grey frame."""
+    index = arithmetic_input(node) or 0
+    shape, count = node.inputs[index].shape, node.inputs[1 - index].values.size
+    return count > 1 and shape is not None and len(shape) > 1 and isinstance(shape[1], int) and shape[1] < count
 
 
 def _affine(view: GraphView, node: gs.Node, parts: Linear, side: str) -> Affine | str:

@@ -131,3 +131,20 @@ def test_a_dilated_window_may_meet_nothing_but_padding(rng: np.random.Generator)
     made, reports = optimized(padded(rng, "MaxPool", relu=True, **options), PadPass)
     assert ops(made) == ["Relu", "Pad", "MaxPool"]
     assert "MaxPool 'user', which is dilated, may meet nothing but padding" in declined(reports)
+
+
+def test_a_pool_that_tells_places_keeps_its_pad() -> None:
+    before = model(
+        [
+            helper.make_node("Relu", ["x"], ["r"]),
+            helper.make_node("Pad", ["r", "amounts"], ["p"], name="pad"),
+            helper.make_node("MaxPool", ["p"], ["pooled", "y"], name="pool", kernel_shape=[2, 2], strides=[2, 2]),
+        ],
+        {"x": [1, 2, 7, 7]},
+        {"y": [1, 2, 4, 4]},
+        {"amounts": np.array([0, 0, 0, 0, 0, 0, 1, 1])},
+        output_type=onnx.TensorProto.INT64,
+    )
+    made, reports = optimized(before, PadPass)
+    assert ops(made) == ["Relu", "Pad", "MaxPool"]
+    assert "MaxPool 'pool' tells places in what it pads" in declined(reports)

@@ -254,3 +254,21 @@ def test_weights_keep_their_names(rng: np.random.Generator) -> None:
     made, _ = optimized(before, ScaleShiftPass)
     assert [tensor.name for tensor in made.graph.initializer] == ["w", "w.bias"]
     np.testing.assert_array_equal(constant(made, "w.bias"), constant(before, "k").reshape(-1))
+
+
+@pytest.mark.parametrize("scales", [1, 3])
+def test_a_constant_that_makes_three_channels_of_a_grey_frame_stays(scales: int, rng: np.random.Generator) -> None:
+    before = model(
+        [
+            helper.make_node("Mul", ["x", "s"], ["a"], name="scale"),
+            helper.make_node("Sub", ["a", "m"], ["b"], name="mean"),
+            helper.make_node("Conv", ["b", "w"], ["y"], name="conv"),
+        ],
+        {"x": [1, 1, 6, 7]},
+        {"y": [1, 4, 4, 5]},
+        conv_weights(rng, (4, 3, 3, 3)) | {"s": channels(rng, scales), "m": channels(rng, 3)},
+    )
+    made, reports = optimized(before, ScaleShiftPass)
+    stays, name = ("Sub", "mean") if scales == 1 else ("Mul", "scale")
+    assert ops(made) == [stays, "Conv"], "the other one is taken in"
+    assert f"{stays} '{name}': it spreads one channel over the 3 of Conv 'conv'" in declined(reports)
