@@ -2,9 +2,9 @@
 
     python benchmarks/growth.py --out benchmarks/results/growth
 
-Exports and builds the network anew for every point (FP32 and INT8, ranges by minmax: speed does not depend on them)
-and runs each engine in a process of its own. Peaks are measured: matrix products in the runtime's own kernels, and
-copies in memory. Writes OUT.json and OUT.md.
+Exports and builds the network anew for every point (FP32 and INT8, calibrated on two frames: speed does not depend on
+ranges) and runs each engine in a process of its own. Peaks are measured: matrix products in the runtime's own kernels,
+and copies in memory. Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from fcnopt import BuildOptions, BuildSettings, ExportOptions, build, export
-from fcnopt.backends import Target, make_builder
+from fcnopt import BuildSettings, ExportOptions, build, export
 from fcnopt.backends.base import Precision, Progress
-from fcnopt.bundle import MODEL, Bundle, sha256_of
+from fcnopt.bundle import MODEL
 from fcnopt.graph import io
 
-_RANGES = "minmax"  # speed and memory do not depend on the ranges, so the shortest way to them is taken
-_FRAMES = 2
+_FRAMES = 2  # speed and memory do not depend on the ranges
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,11 @@ def make(variant: Variant, precision: Precision, sources: Sources) -> tuple[Path
     options = ExportOptions(size=variant.size)
     exported = export(checkpoint, sources.work / f"{stem}.onnx", options=options, progress=sources.progress)
     settings = BuildSettings(
-        method=_RANGES, max_frames=_FRAMES, folder=sources.work, calib=sources.work / f"{stem}-calib", name=f"{stem}-b1"
+        max_frames=_FRAMES,
+        batch=variant.batch if variant.batch > 1 else None,
+        folder=sources.work,
+        calib=sources.work / f"{stem}-calib",
+        name=f"{stem}-b{variant.batch}",
     )
     path = build(
         exported.path,
@@ -92,35 +94,7 @@ def make(variant: Variant, precision: Precision, sources: Sources) -> tuple[Path
         settings=settings,
         progress=sources.progress,
     )
-    model = io.load(path / MODEL)
-    return (path, model) if variant.batch == 1 else _batched(path, model, variant.batch, precision, sources)
-
-
-def _batched(
-    bundle: Path, model: onnx.ModelProto, batch: int, precision: Precision, sources: Sources
-) -> tuple[Path, onnx.ModelProto]:
-    """The bundle's graph built again for `batch` frames at once."""
-    grown = with_batch(model, batch)
-    folder = bundle.with_name(f"{bundle.name}-x{batch}")
-    folder.mkdir(exist_ok=True)
-    path = io.save(grown, folder / MODEL)
-    manifest = replace(Bundle.read(bundle).manifest, name=folder.name)
-    builder = make_builder(Target.parse(sources.target))
-    built = builder.build(path, folder, BuildOptions(precision=precision), sources.progress)
-    files = {file.name: sha256_of(file) for file in (path, *built.files)}
-    manifest = replace(manifest, engine=tuple(file.name for file in built.files), files=files)
-    (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
-    return folder, grown
-
-
-def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """The graph for `batch` frames at once; what it says of shapes inside is left out, to be inferred anew."""
-    grown = onnx.ModelProto()
-    grown.CopyFrom(model)
-    del grown.graph.value_info[:]
-    for value in (*grown.graph.input, *grown.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = batch
-    return grown
+    return path, io.load(path / MODEL)
 
 
 def with_classes(checkpoint: Path, count: int, path: Path) -> Path:

@@ -109,9 +109,10 @@ def _notes() -> list[str]:
     return [
         "Frames/s is end to end, from the encoded clip to uint8 labels of the frames' size, decoding included, over "
         "whole turns: filling and draining a pipeline counts. x is against PyTorch eager. Latency is from the decoded "
-        "frame to its labels. The network alone runs on one frame that is ready for it; fcnopt's has normalization and "
-        "argmax in it, and so have the rows with ends in graph, by OpenVINO's PrePostProcessor. Everyone runs in a "
-        "process of its own, by turns on the same frames; peak memory is this process's, loading and compiling "
-        "included. Build is what it takes to make the file from the trained network's FP32 export; start is from "
-        "starting the process to its first frames done.",
+        "frame to its labels, as of a camera: what a frame that was decoded ahead waits for those before it is not in "
+        "it. The network alone runs on one frame that is ready for it; fcnopt's has normalization and argmax in it, "
+        "and so have the rows with ends in graph, by OpenVINO's PrePostProcessor. Everyone runs in a process of its "
+        "own, by turns on the same frames; peak memory is this process's, loading and compiling included. Build is "
+        "what it takes to make the file from the trained network's FP32 export, for Model Optimizer its command with "
+        "all that it loads; start is from starting the process to its first frames done.",
     ]

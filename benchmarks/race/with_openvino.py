@@ -7,6 +7,8 @@ compiled for throughput; `--in-graph` puts normalization and argmax into the gra
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,37 @@ class OpenVinoScript(Script):
         return np.array(logits).reshape(self.task.size) if self._in_graph else super().finish(logits)
 
 
+@dataclass(frozen=True)
+class Trip:
+    """A frame's way through a queue; times of `perf_counter`, in seconds.
+
+    Attributes:
+        decoded: When it was.
+        prepared: When it was.
+        done: When its labels were.
+        worked: For how long it was inferred and finished.
+    """
+
+    decoded: float
+    prepared: float
+    done: float
+    worked: float
+
+
+def latencies_ms(trips: Sequence[Trip]) -> list[float]:
+    """Latency of each frame as `fcnopt.evaluate.turns` has it.
+
+    A wait for frames before it, or for a free request, is not in it: a camera's frames do not queue up.
+    """
+    found, before = [], 0.0
+    for trip in trips:
+        handed_on = max(trip.done, before)  # in order
+        service = max(handed_on - max(trip.prepared, before), trip.worked)
+        found.append((trip.prepared - trip.decoded + service) * 1e3)
+        before = handed_on
+    return found
+
+
 class OpenVinoQueue(OpenVinoScript):
     """An AsyncInferQueue of as many requests as OpenVINO advises."""
 
@@ -52,12 +85,14 @@ class OpenVinoQueue(OpenVinoScript):
 
     def run(self, frames: int) -> Lap:
         """Run the next frames; each is finished in the callback of its request."""
-        lap, found = Lap(), dict[int, tuple[NDArray[np.uint8], float, float]]()
+        lap, found = Lap(), dict[int, tuple[NDArray[np.uint8], Trip]]()
 
-        def finished(request: Any, frame: tuple[int, float, NDArray[np.uint8]]) -> None:
-            place, decoded, image = frame
+        def finished(request: Any, frame: tuple[int, float, float, NDArray[np.uint8]]) -> None:
+            place, decoded, prepared, image = frame
+            inferred = time.perf_counter()
             labels = self.restored(self.finish(request.get_output_tensor(0).data), image)
-            found[place] = labels, decoded, time.perf_counter()
+            done = time.perf_counter()
+            found[place] = labels, Trip(decoded, prepared, done, request.latency / 1e3 + done - inferred)
 
         self._queue.set_callback(finished)
         start = time.perf_counter()
@@ -69,13 +104,14 @@ class OpenVinoQueue(OpenVinoScript):
             decoded = time.perf_counter()
             x = self.prepare(self.fitted(image))
             lap.times_ms["decode"].append((decoded - begun) * 1e3)
-            lap.times_ms["prepare"].append((time.perf_counter() - decoded) * 1e3)
-            self._queue.start_async({0: x}, (place, decoded, image))
+            prepared = time.perf_counter()
+            lap.times_ms["prepare"].append((prepared - decoded) * 1e3)
+            self._queue.start_async({0: x}, (place, decoded, prepared, image))
         self._queue.wait_all()
         lap.seconds = time.perf_counter() - start
         in_order = [found[place] for place in sorted(found)]
-        lap.labels = [labels for labels, _, _ in in_order]
-        lap.times_ms["latency"] = [(done - decoded) * 1e3 for _, decoded, done in in_order]
+        lap.labels = [labels for labels, _ in in_order]
+        lap.times_ms["latency"] = latencies_ms([trip for _, trip in in_order])
         return lap
 
     def network(self, runs: int) -> list[float]:

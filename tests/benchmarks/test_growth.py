@@ -18,7 +18,6 @@ import growth
 from growing import page, peaks, variants
 
 from fcnopt.errors import BackendError, UsageError
-from fcnopt.graph import io
 from fcnopt.models import checkpoint
 
 _PEAKS = peaks.Peaks({"fp32": 100.0, "bf16": 200.0, "int8": 400.0}, 10.0)
@@ -105,22 +104,6 @@ def test_a_network_gets_another_number_of_classes(trained: Path, tmp_path: Path,
     for name, tensor in own.state_dict().items():
         if "score" not in name:
             torch.testing.assert_close(grown.state_dict()[name], tensor)
-
-
-def test_a_batch_gives_each_frame_its_labels(tiny_model: Path, rng: np.random.Generator) -> None:
-    from fcnopt.backends.onnxruntime import OnnxRuntimeRunner
-
-    model = io.load(tiny_model)
-    spec = io.read_spec(model)
-    assert spec is not None
-    frames = rng.integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
-    grown = variants.with_batch(model, 3)
-    with (
-        OnnxRuntimeRunner(model.SerializeToString(), spec) as one,
-        OnnxRuntimeRunner(grown.SerializeToString(), spec) as all_three,
-    ):
-        assert all_three.batch == 3
-        np.testing.assert_array_equal(all_three.run(frames).labels, one.run(frames).labels)
 
 
 def test_growth_of_a_small_network(trained: Path, street: Path, monkeypatch: pytest.MonkeyPatch) -> None:
