@@ -66,12 +66,12 @@ def bundle_at(folder: Path) -> Bundle:
     """The bundle in a folder, with all its files as the build left them.
 
     Raises:
-        UsageError: The folder holds none.
-        BundleError: It is damaged.
+        UsageError: The folder holds none; or a key that FCNOPT_TRUSTED_KEYS names cannot be used.
+        BundleError: It is damaged, or not signed as FCNOPT_TRUSTED_KEYS requires.
     """
     if folder.is_dir() and not (folder / MANIFEST).is_file():
         raise UsageError(f"{folder}: is no bundle: it has no {MANIFEST}", fix="give the folder engines/NAME")
-    bundle = Bundle.read(folder)
+    bundle = Bundle.read_trusted(folder)
     bundle.verify()
     return bundle
 

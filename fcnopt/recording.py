@@ -17,6 +17,7 @@ from fcnopt.errors import UsageError
 from fcnopt.evaluate.latency import LatencySummary
 from fcnopt.media.base import Clip, Decoder, Frame
 from fcnopt.media.clips import open_clip
+from fcnopt.media.logs import is_log
 from fcnopt.media.logs.clip import LogClip
 from fcnopt.media.rerun import RerunLog
 from fcnopt.media.sinks import LabelSink, LabelSource, open_sink
@@ -177,12 +178,18 @@ def run(
 def _sinks(clip: Path, output: Path, options: RunOptions) -> list[LabelSink]:
     """Where labels go, the output first; checked before anything slow is done."""
     for path in (output, options.rerun):
-        if path is not None and path.exists() and path.samefile(clip):
-            raise UsageError(f"{path}: is the clip itself", fix="name another output")
+        if path is not None and path.exists() and _holds(path, clip):
+            raise UsageError(f"{path}: is the clip itself, or a part of it, or holds it", fix="name another output")
     sinks = [open_sink(output, overwrite=options.overwrite)]
     if options.rerun is not None:
         sinks.append(RerunLog(options.rerun, overwrite=options.overwrite))
     return sinks
+
+
+def _holds(output: Path, clip: Path) -> bool:
+    """Whether to replace `output`, which is there, is to lose frames of the clip."""
+    inside = clip.is_dir() and is_log(clip) and output.parent.samefile(clip)
+    return inside or output.samefile(clip) or output.resolve() in clip.resolve().parents
 
 
 def _about(clip: Clip, engine: Engine) -> LabelSource:

@@ -134,8 +134,12 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[np.uint8]:
     """A member of an .npz, uint8.
 
     Raises:
-        ValueError: It is of another type, larger than any frame, or holds more or less than it announces.
+        ValueError: It is of another type, larger than any frame, or holds more or less than it announces; or is packed
+            in another way than NumPy packs.
     """
+    # zipfile unpacks what it has read by bzip2 and LZMA at once, whatever was asked for: gigabytes of a few KiB
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is neither stored nor deflated")
     with archive.open(name) as member:
         version = np.lib.format.read_magic(member)
         if version != (1, 0):

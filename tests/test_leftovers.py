@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fcnopt.errors import UsageError
 from fcnopt.leftovers import clear_up, is_running, part_of
 
 
@@ -45,6 +46,25 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path, 
         path.write_text("x")
     clear_up(tmp_path / "net.onnx")
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_what_was_moved_aside_for_a_new_one_comes_back_only_where_nothing_is(tmp_path: Path, dead: int) -> None:
+    old, new = tmp_path / f".labels.{dead}-0123abcd.old", tmp_path / f".labels.{dead}-0123abcd.part"
+    for folder in (old, new):
+        folder.mkdir()
+    (old / "0.png").write_text("x")
+    clear_up(tmp_path / "labels")
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["labels", "labels/0.png"]
+    old.mkdir()
+    clear_up(tmp_path / "labels")
+    assert [p.name for p in tmp_path.iterdir()] == ["labels"]
+    assert (tmp_path / "labels" / "0.png").exists()
+
+
+@pytest.mark.parametrize("path", [".", "/", ""])
+def test_what_has_no_name_has_no_part(path: str) -> None:
+    with pytest.raises(UsageError, match="cannot be written anew"):
+        part_of(Path(path))
 
 
 def test_a_link_that_is_named_like_a_part_goes_and_what_it_points_to_stays(tmp_path: Path, dead: int) -> None:

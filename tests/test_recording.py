@@ -193,6 +193,22 @@ def test_clip_itself_is_never_overwritten(bundle: Path, camera_log: Path) -> Non
     assert camera_log.read_bytes() == before
 
 
+def test_a_file_of_a_bag_and_the_folder_of_a_picture_are_not_overwritten_either(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rosbags")
+    from tests.media.logfiles import raw, write_bag
+
+    image = np.zeros((64, 96, 3), np.uint8)
+    bag = write_bag(tmp_path / "bag", [raw(i, image.reshape(64, -1), "bgr8", (64, 96)) for i in range(2)], "mcap")
+    (log,) = bag.glob("*.mcap")
+    before, labels = log.read_bytes(), run(bag, bundle, tmp_path / "labels").output
+    cv2.imwrite(str(labels / "000009.png"), image)
+    for clip, output in ((bag, log), (labels / "000009.png", labels)):
+        with pytest.raises(UsageError, match="is the clip itself, or a part of it, or holds it"):
+            run(clip, bundle, output, options=RunOptions(overwrite=True))
+    assert log.read_bytes() == before
+    assert (labels / "000009.png").exists()
+
+
 def test_outputs_are_checked_before_the_engine_is_loaded(street: Path, tmp_path: Path) -> None:
     (tmp_path / "out.mkv").touch()
     nowhere = tmp_path / "no-engine"

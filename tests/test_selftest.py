@@ -71,6 +71,18 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     assert peak < 16 << 20
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_bomb_in_a_packing_that_numpy_does_not_use_is_refused_unopened(tmp_path: Path, method: int) -> None:
+    path = packed(tmp_path / "a.npz", array("(1, 2, 3, 3)", bytes(64 << 20)), method=method)
+    assert path.stat().st_size < 1 << 16
+    tracemalloc.start()
+    with pytest.raises(BundleError, match=r"frame\.npy is neither stored nor deflated"):
+        read_selftest(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     path, bare = tmp_path / "a.npz", io.BytesIO()
     np.save(bare, np.zeros(3, np.uint8))

@@ -52,6 +52,12 @@ class InputPath(click.Path):
         super().__init__(path_type=Path)
         self.fix, self.file = fix, file
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does; but an empty text, as an unset variable gives, is not the working folder."""
+        if value == "":
+            self.fail(f"an empty path\n  fix: {self.fix}", param, ctx)
+        return super().convert(value, param, ctx)
+
     def check(self, path: Path) -> None:
         """Refuse a path that is not there.
 

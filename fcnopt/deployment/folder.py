@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from fcnopt.bundle import MANIFEST, SIGNATURE, Bundle, write_text
 from fcnopt.errors import BundleError
+from fcnopt.leftovers import OLD, clear_up, part_of
 from fcnopt.signing import hash_member
 
 MARK = ".fcnopt-deployment"
@@ -24,11 +23,13 @@ def replaced(place: Path) -> Iterator[Path]:
 
     Raises:
         BundleError: `place` is something else than an earlier deployment or an empty folder, or cannot be written.
+        UsageError: `place` is the working folder.
     """
+    folder = part_of(place, ".partial")
+    clear_up(place)
     kept = place.exists() and not (place / MARK).is_file()
     if kept and (not place.is_dir() or any(place.iterdir())):
         raise BundleError(f"{place} exists and is no deployment", fix="move it away, or give another --output")
-    folder = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         folder.mkdir(parents=True)
         yield folder
@@ -75,7 +76,7 @@ def render(template: Path, values: Mapping[str, Any]) -> str:
 
 def _exchange(folder: Path, place: Path) -> None:
     """Put `folder` at `place`; what was there is kept until it is."""
-    old = folder.with_suffix(".old")
+    old = folder.with_suffix(OLD)
     if not place.exists():
         folder.rename(place)
         return

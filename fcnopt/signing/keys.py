@@ -145,6 +145,8 @@ def _public_keys(key: TrustedKey) -> dict[bytes, str]:
         if len(key) != 32:
             raise UsageError(f"a trusted key of {len(key)} bytes, expected the 32 of Ed25519", fix=_TRUST_FIX)
         return {key: fingerprint(key)}
+    if not str(key):  # as a path it would be the working folder, and whatever lies there be trusted
+        raise UsageError("a trusted key is an empty text, expected a path", fix=_TRUST_FIX)
     path = Path(key)
     if not path.is_dir():
         return {_read_public_key(path): path.name}

@@ -84,6 +84,14 @@ def refused(program: Path, bundle: Path, raw: Path, *more: str | Path, code: int
     return errors
 
 
+def test_labels_do_not_take_the_place_of_the_frames(program: Path, int8_bundle: Path, raw: Path) -> None:
+    before = raw.read_bytes()
+    code, said, errors = run_program(program, int8_bundle, raw, raw)
+    assert (code, said) == (2, ""), errors
+    assert "is the frames' own file" in errors
+    assert raw.read_bytes() == before
+
+
 def flipped(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 

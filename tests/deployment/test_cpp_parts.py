@@ -325,6 +325,10 @@ def test_tensorrt_runs_batches_of_any_size_with_and_without_graphs(
         np.testing.assert_array_equal(labels, answered(street_frames))
 
 
+def test_an_engine_takes_the_place_of_another(native: Path, for_tensorrt: Path) -> None:
+    assert run_program(native / "moved", for_tensorrt) == (0, "3 x 64x96x3 uint8 BGR\n", "")
+
+
 def test_tensorrt_fails_with_the_reason(
     native: Path, int8_bundle: Path, for_tensorrt: Path, tmp_path: Path, street_frames: NDArray[np.uint8]
 ) -> None:
@@ -344,6 +348,8 @@ def test_tensorrt_fails_with_the_reason(
     assert "the engine was made up elsewhere" in said_of(other)
     small = made_up(int8_bundle, tmp_path / "small", "fake 1 32 96")
     assert "expected uint8 [N, 64, 96, 3]" in said_of(small)
+    more = made_up(int8_bundle, tmp_path / "more", "fake 1 64 96 2")
+    assert "expected a label a pixel, 6144 bytes, the engine gives 12288" in said_of(more)
     assert "is for openvino, and this program was built without it" in said_of(int8_bundle)
     key = "built without OpenSSL"
     assert key in said_of(for_tensorrt, "--trusted-key", "key.pub")

@@ -19,6 +19,7 @@ from fcnopt.deployment import TARGETS, deploy
 from fcnopt.deployment.folder import MARK
 from fcnopt.errors import BundleError, UsageError
 from fcnopt.signing import new_key
+from tests.deployment.bundles import make_bundle
 
 
 @pytest.fixture
@@ -113,6 +114,26 @@ def test_a_deployment_that_fails_leaves_the_earlier_one(
     assert "free disk space" in caught.value.fix
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (place / "README.md").exists()
+
+
+def test_what_a_killed_deployment_left_is_removed_and_the_earlier_one_is_brought_back(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    place = deploy(make_bundle(tmp_path, "onnxruntime"), to="triton", output=tmp_path / "out")
+    place.rename(tmp_path / f".out.{dead.pid}-0123abcd.old")
+    (tmp_path / f".out.{dead.pid}-0123abcd.partial").mkdir()
+    with pytest.raises(UsageError, match="C\\+\\+ has no part for"):
+        deploy(tmp_path / "net", to="cpp", output=place)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net", "out"]
+    assert "model repository" in (place / "README.md").read_text()
+
+
+def test_the_working_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_bundle(tmp_path, "onnxruntime")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UsageError, match="cannot be written anew"):
+        deploy(bundle, to="triton", output=".")
 
 
 def test_unknown_stacks_are_refused_with_those_that_are_known(int8_bundle: Path) -> None:

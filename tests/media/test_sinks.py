@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -214,6 +215,17 @@ def test_what_is_there_is_replaced_only_when_asked_and_only_by_a_whole_one(name:
     after = {p: p.read_bytes() for p in (path.iterdir() if path.is_dir() else [path])}
     assert after != before
     assert not path.is_dir() or len(list(path.glob("*.png"))) == 1
+
+
+def test_labels_that_a_killed_run_had_moved_aside_are_brought_back_and_kept(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    path = write(tmp_path / "labels", maps(2))
+    path.rename(tmp_path / f".labels.{dead.pid}-0123abcd.old")
+    with pytest.raises(MediaError, match="is there already"):
+        write(path, maps(1))
+    assert [p.name for p in tmp_path.iterdir()] == ["labels"]
+    assert len(list(path.glob("*.png"))) == 2
 
 
 @pytest.mark.parametrize("name", PLACES)

@@ -44,6 +44,7 @@ def test_the_command_makes_a_key_and_signs(unsigned: Path, tmp_path: Path, monke
         (["net", "--key", "release.pub"], 2, "is no private key"),
         (["empty", "--key", "release"], 1, "has no manifest.json"),
         (["--new-key", "release"], 2, "a key is not overwritten"),
+        (["net", "--key", ""], 2, "an empty path"),
         (["net", "--key", "secret"], 2, "is encrypted, and no passphrase was given"),
         (["net", "--key", "secret", "--passphrase-env", "NO_SUCH"], 2, "NO_SUCH: there is no such variable"),
         (["--new-key", "x", "--passphrase-env", "NO_SUCH"], 2, "NO_SUCH: there is no such variable"),
@@ -63,6 +64,16 @@ def test_mistakes_in_the_command_are_clear(
     assert "fix:" in result.output
     assert "Traceback" not in result.output
     assert not Path("x").exists()
+
+
+def test_no_command_opens_the_graph_of_a_bundle_that_is_not_trusted(
+    bundle: Path, keys: Path, street: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FCNOPT_TRUSTED_KEYS", str(keys / "stranger.pub"))
+    for command in (("inspect", bundle), ("compare", bundle, bundle, street / "clip.mp4")):
+        refused = fcnopt_cli(*command)
+        assert refused.exit_code == 1, refused.output
+        assert "is signed by an unknown key" in refused.output
 
 
 def test_bench_takes_only_what_a_trusted_key_signed(bundle: Path, keys: Path, street: Path) -> None:

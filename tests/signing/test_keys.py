@@ -63,6 +63,8 @@ def test_trusted_keys_that_are_none_are_refused(keys: Path, tmp_path: Path) -> N
     (tmp_path / "two.pem").write_text((keys / "release.pub").read_text() + (keys / "stranger.pub").read_text())
     for given, message in [
         ([], "holds no key"),
+        ("", "is an empty text"),
+        ([""], "is an empty text"),
         (b"x" * 31, "of 31 bytes"),
         (tmp_path / "missing.pem", "No such file"),
         (tmp_path / "text.pem", "is no public key"),

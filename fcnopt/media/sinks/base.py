@@ -81,6 +81,7 @@ class LabelSink(ABC):
             with self._told():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 clear_up(self.path)
+                self._check_place()  # what a killed process had moved aside may be back
                 self._open(self._part)
             yield self
             with self._told():

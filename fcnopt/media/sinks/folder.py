@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.errors import MediaError
+from fcnopt.leftovers import OLD
 from fcnopt.media.base import Frame
 from fcnopt.media.sinks.base import LabelSink
 
@@ -62,7 +63,7 @@ class FolderSink(LabelSink):
         if not self.path.exists():
             self._part.rename(self.path)
             return
-        old = self._part.with_suffix(".old")
+        old = self._part.with_suffix(OLD)
         self.path.rename(old)
         try:
             self._part.rename(self.path)

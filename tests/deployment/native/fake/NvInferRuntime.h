@@ -1,6 +1,7 @@
 /// A made-up TensorRT with the part of the interface that fcnopt uses, under the real names. An engine is a text:
-/// "fake BATCH ROWS COLUMNS" with frames in and labels = (first + 2 second + 3 third channel) mod 5 out, and float
-/// confidences that nobody asked for. Anything else is refused.
+/// "fake BATCH ROWS COLUMNS [TIMES]" with frames in and labels = (first + 2 second + 3 third channel) mod 5 out, and float
+/// confidences that nobody asked for. Labels and confidences have TIMES as many rows. Anything else is refused. A
+/// context that goes after its engine touches what is freed.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -30,16 +31,19 @@ class ILogger {
 
 class IExecutionContext {
    public:
-    IExecutionContext(std::int64_t batch, std::int64_t height, std::int64_t width)
-        : batch_(batch), height_(height), width_(width) { ++fake::alive.count; }
-    ~IExecutionContext() { --fake::alive.count; }
+    IExecutionContext(std::int64_t batch, std::int64_t height, std::int64_t width, std::int64_t times, int& contexts)
+        : batch_(batch), height_(height), width_(width), times_(times), contexts_(contexts) {
+        ++contexts_, ++fake::alive.count;
+    }
+    ~IExecutionContext() { --contexts_, --fake::alive.count; }
     bool setInputShape(char const*, Dims const& dims) noexcept {
         set_ = dims.nbDims == 4 && (batch_ < 0 || dims.d[0] == batch_) && dims.d[1] == height_ && dims.d[2] == width_;
         if (set_) batch_ = dims.d[0];
         return set_;
     }
     Dims getTensorShape(char const* name) const noexcept {
-        return std::strcmp(name, "frames") ? Dims{3, {batch_, height_, width_}} : Dims{4, {batch_, height_, width_, 3}};
+        return std::strcmp(name, "frames") ? Dims{3, {batch_, times_ * height_, width_}}
+                                           : Dims{4, {batch_, height_, width_, 3}};
     }
     bool setTensorAddress(char const* name, void* data) noexcept { return addresses_[name] = data, true; }
     bool enqueueV3(cudaStream_t stream) noexcept {
@@ -58,15 +62,16 @@ class IExecutionContext {
     }
 
    private:
-    std::int64_t batch_, height_, width_;
+    std::int64_t batch_, height_, width_, times_;
+    int& contexts_;
     bool set_ = false;
     std::map<std::string, void*> addresses_;
 };
 
 class ICudaEngine {
    public:
-    ICudaEngine(std::int64_t batch, std::int64_t height, std::int64_t width)
-        : batch_(batch), height_(height), width_(width) { ++fake::alive.count; }
+    ICudaEngine(std::int64_t batch, std::int64_t height, std::int64_t width, std::int64_t times)
+        : batch_(batch), height_(height), width_(width), times_(times) { ++fake::alive.count; }
     ~ICudaEngine() { --fake::alive.count; }
     std::int32_t getNbIOTensors() const noexcept { return 3; }
     char const* getIOTensorName(std::int32_t i) const noexcept {
@@ -79,12 +84,16 @@ class ICudaEngine {
         return std::strcmp(name, "confidence") ? DataType::kUINT8 : DataType::kFLOAT;
     }
     Dims getTensorShape(char const* name) const noexcept {
-        return std::strcmp(name, "frames") ? Dims{3, {batch_, height_, width_}} : Dims{4, {batch_, height_, width_, 3}};
+        return std::strcmp(name, "frames") ? Dims{3, {batch_, times_ * height_, width_}}
+                                           : Dims{4, {batch_, height_, width_, 3}};
     }
-    IExecutionContext* createExecutionContext() noexcept { return new IExecutionContext(batch_, height_, width_); }
+    IExecutionContext* createExecutionContext() noexcept {
+        return new IExecutionContext(batch_, height_, width_, times_, contexts_);
+    }
 
    private:
-    std::int64_t batch_, height_, width_;
+    std::int64_t batch_, height_, width_, times_;
+    int contexts_ = 0;
 };
 
 class IRuntime {
@@ -95,8 +104,10 @@ class IRuntime {
     ICudaEngine* deserializeCudaEngine(void const* blob, std::size_t size) noexcept {
         std::istringstream plan(std::string(static_cast<char const*>(blob), size));
         std::string word;
-        std::int64_t batch = 0, height = 0, width = 0;
-        if (plan >> word >> batch >> height >> width && word == "fake") return new ICudaEngine(batch, height, width);
+        std::int64_t batch = 0, height = 0, width = 0, times = 1;
+        if (plan >> word >> batch >> height >> width && word == "fake") {
+            return new ICudaEngine(batch, height, width, plan >> times ? times : 1);
+        }
         logger_.log(ILogger::Severity::kWARNING, "a warning that is no reason");
         logger_.log(ILogger::Severity::kERROR, "the engine was made up elsewhere");
         return nullptr;

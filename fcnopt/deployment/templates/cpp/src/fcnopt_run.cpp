@@ -220,6 +220,10 @@ void run(const Arguments& given) {
         throw fcnopt::usage_error(manifest.name + ": takes frames of " + size + ", not " + given.size,
                                   "hand in frames of the engine's size; this program does not resize");
     }
+    std::error_code ignored;  // '-' and labels that are not there yet are no files
+    if (std::filesystem::equivalent(given.frames, given.labels, ignored)) {
+        throw fcnopt::usage_error(given.labels + ": is the frames' own file", "give another file for the labels");
+    }
     FrameReader reader(given.frames, engine);
     LabelWriter writer(given.labels);
     Pipeline pipeline(engine, reader, writer);

@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend.hpp"
@@ -62,6 +63,16 @@ class Engine {
     /// @throws Error The bundle is refused, its runtime or device is missing, or it answers wrongly.
     explicit Engine(const std::filesystem::path& path, const Options& options = {})
         : Engine(Bundle(path, options.trusted_keys), options) {}
+    Engine(Engine&&) = default;
+    /// The lane that is replaced goes before its engine, as runtimes want it.
+    Engine& operator=(Engine&& other) noexcept {
+        Engine replaced(std::move(*this));
+        manifest_ = std::move(other.manifest_);
+        backend_ = std::move(other.backend_);
+        batch_ = other.batch_;
+        lane_ = std::move(other.lane_);
+        return *this;
+    }
 
     const Manifest& manifest() const noexcept { return manifest_; }
     /// Frames that `run` takes at once, one after the other.

@@ -85,6 +85,11 @@ class TensorRtLane : public Lane {
                                  "build the engine for them");
         }
         for (std::int32_t i = 0; i < engine.getNbIOTensors(); ++i) add_tensor(engine, engine.getIOTensorName(i));
+        if (3 * labels_.size != frames_.size) {
+            throw Error(name_ + ": expected a label a pixel, " + std::to_string(frames_.size / 3) +
+                            " bytes, the engine gives " + std::to_string(labels_.size),
+                        "build the bundle again, so that the engine and its manifest come from the same model");
+        }
         // The plain run also lets TensorRT do what it puts off until a shape is used, which a capture must not contain.
         enqueue();
         must(cudaStreamSynchronize(stream_.get()), name_);
