@@ -93,6 +93,11 @@ def _bomb(_: Path) -> bytes:
     return buffer.getvalue()
 
 
+def _packed_at_once(_: Path) -> bytes:
+    """1 GiB of zeros in a few KiB, by a method that zipfile unpacks in one piece."""
+    return _packed(_array("(1, 16384, 16384, 3)", bytes(1 << 30)), _array("(1, 64, 96)", b""), zipfile.ZIP_BZIP2)
+
+
 def _code(folder: Path) -> bytes:
     class Runs:
         def __reduce__(self) -> tuple[Any, tuple[str]]:
@@ -145,6 +150,7 @@ def _pipe(folder: Path) -> None:
 HOSTILE: dict[str, Callable[[Path], bytes | None]] = {
     "a whole one": _saved(frame=_FRAME, labels=_LABELS),
     "bomb": _bomb,
+    "bomb that is unpacked at once": _packed_at_once,
     "a frame of a petabyte": _announced("(1, 16777216, 16777216, 3)"),
     "a frame of 30 GiB": _announced("(1, 102400, 102400, 3)"),
     "a frame of more than 64 bits": _announced("(18446744073709551616, 3)"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fcnopt
 from faults.case import Fault
-from fcnopt.bundle import SIGNATURE, Bundle
+from fcnopt.bundle import MANIFEST, SIGNATURE, Bundle
 from fcnopt.graph import io
 from fcnopt.media import open_clip
 from fcnopt.quantize.rangefile import RangeFile
@@ -141,6 +141,7 @@ def commands(inputs: Inputs) -> dict[str, Command]:
         one("optimize", ("optimize", "net.onnx", "-o", _OUT), _export, "model", _OUT),
         one("slim", slim, _slim, "checkpoint images", "slim.pth"),
         one("sign", ("sign", "engines/net", "--key", "key"), _sign, "bundle key", f"engines/net/{SIGNATURE}"),
+        one("deploy", ("deploy", "engines/net", "--to", "docker", "-o", "deployed"), _deploy, "bundle", "deployed"),
         one("run, video", (*run, "labels.mkv"), partial(_run, "labels.mkv"), "bundle clip", "labels.mkv"),
         one("run, PNGs", (*run, "labels"), partial(_run, "labels"), "bundle clip", "labels"),
         one("run, MCAP", (*run, "labels.mcap"), partial(_run, "labels.mcap"), "bundle clip", "labels.mcap"),
@@ -207,6 +208,17 @@ def _sign(folder: Path) -> str:
         Bundle.read(bundle).verify()
         return NOTHING
     Bundle.read_trusted(bundle, [folder / "key.pub"]).verify()
+    return WHOLE
+
+
+def _deploy(folder: Path) -> str:
+    place = folder / "deployed"
+    if not place.exists():
+        return NOTHING
+    if not (place / "README.md").is_file():
+        raise Fault(f"{place.name} has no README.md")
+    (manifest,) = place.rglob(MANIFEST)
+    Bundle.read(manifest.parent).verify()
     return WHOLE
 
 
