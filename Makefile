@@ -43,7 +43,7 @@ test: lint test-serve
 	touch $@
 
 test-serve: .venv-serve/installed
-	.venv-serve/bin/python -m pytest tests/serving
+	.venv-serve/bin/python -m pytest tests/serving tests/deployment/test_triton_server.py
 
 # make test-gpu   what needs an NVIDIA GPU with its runtimes
 test-gpu: setup

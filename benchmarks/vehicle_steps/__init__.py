@@ -1,0 +1,1 @@
+"""The steps of a bundle's way into a car, each done and checked: what `vehicle.py` puts into its table."""
