@@ -162,13 +162,15 @@ def test_requests_of_several_clients_are_run_as_one(any_size: ServeProcess, fram
             stats = asker.client.get_inference_statistics("any-size").model_stats[0]
             return stats.inference_count, stats.execution_count
 
-        before = runs()
+        before, rounds, joined = runs(), 0, False
         with ThreadPoolExecutor(4) as pool:
-            for _ in range(3):
+            while not joined and rounds < 50:  # on a busy machine four clients may well come one after another
                 list(pool.map(lambda number: asker.ask(frames[number : number + 1]), range(4)))
-        after = runs()
-    assert after[0] - before[0] == 12
-    assert after[1] - before[1] < 12
+                rounds += 1
+                inferences, executions = (now - then for now, then in zip(runs(), before, strict=True))
+                joined = executions < inferences
+        assert inferences == 4 * rounds
+        assert joined
 
 
 def test_clients_may_send_frames_of_different_sizes_at_once(
