@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fcnopt import bundle as bundles
+from fcnopt.backends import Target
 from fcnopt.errors import BundleError, FcnoptError, UsageError
 
 ENGINES = Path("engines")
@@ -42,7 +43,7 @@ def newest_model(folder: Path) -> Path:
 
 
 def newest_bundle(folder: Path) -> Path:
-    """The newest bundle in `folder`.
+    """The newest bundle in `folder` that runs on this machine; where none does, the newest.
 
     Raises:
         UsageError: There is none.
@@ -51,7 +52,15 @@ def newest_bundle(folder: Path) -> Path:
     found = [path for path in manifests if (path / bundles.MODEL).is_file()]
     if not found:
         raise UsageError(f"no engine given, and none in {folder}/", fix="run `fcnopt build` first, or name a bundle")
-    return max(found, key=lambda p: (p / bundles.MODEL).stat().st_mtime)
+    return max(found, key=lambda p: (_runs_here(p), (p / bundles.MODEL).stat().st_mtime))
+
+
+def _runs_here(bundle: Path) -> bool:
+    """Whether this machine has what a bundle was built for; of a damaged one its loading tells."""
+    try:
+        return Target.parse(bundles.Bundle.read(bundle).manifest.target).runs_here()
+    except FcnoptError:
+        return True
 
 
 def find_reference(bundle: bundles.Bundle) -> Path:

@@ -67,7 +67,7 @@ class Recording:
         seconds: Time from the first frame asked for to the last label map written.
         latency: From frame available to labels available. A recorded clip is decoded ahead, so frames wait in line.
         inference: What the runtime spent on a frame of this.
-        late: Frames whose labels came after the deadline.
+        late: Frames whose labels came after the deadline; None where none was given.
         problems: Frames by what is implausible of them: "black", "overexposed", "frozen", "wrong-size".
     """
 
@@ -77,7 +77,7 @@ class Recording:
     seconds: float
     latency: LatencySummary
     inference: LatencySummary
-    late: int
+    late: int | None
     problems: dict[str, int]
 
     @property
@@ -92,7 +92,7 @@ class Recording:
             f"{self.frames} frames, {self.fps:.1f} fps end to end",
             f"latency p50 {self.latency.p50_ms:.1f} ms, p99 {self.latency.p99_ms:.1f} ms "
             f"(inference {self.inference.p50_ms:.1f}, {self.inference.p99_ms:.1f})",
-            f"late: {self.late}, implausible: {found or 0}",
+            ("" if self.late is None else f"late: {self.late}, ") + f"implausible: {found or 0}",
             *(f"wrote {path}" for path in (self.output, self.rerun) if path is not None),
         ]
         return "\n".join(lines)
@@ -170,7 +170,7 @@ def run(
         seconds=time.perf_counter() - start,
         latency=LatencySummary.of(tally.latencies_ms),
         inference=LatencySummary.of(tally.inferences_ms),
-        late=tally.late,
+        late=None if options.max_latency_ms is None else tally.late,
         problems=dict(sorted(tally.problems.items())),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +312,23 @@ def test_the_newest_model_and_bundle_are_taken(tmp_path: Path) -> None:
     (tmp_path / "half" / "manifest.json").write_text("{}")
     assert newest_model(tmp_path).name == "new.onnx"
     assert newest_bundle(tmp_path).name == "new"
+
+
+def test_the_newest_bundle_that_runs_here_is_taken(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib")
+    here = build(tiny_model, precision="fp32", target="onnxruntime", settings=settings)
+    os.utime(here / "model.onnx", (1000, 1000))
+    away = tmp_path / "away"
+    shutil.copytree(here, away)
+    manifest = replace(Bundle.read(here).manifest, name="away", target="tensorrt")
+    (away / "manifest.json").write_text(manifest.to_json())
+    os.utime(away / "model.onnx", (2000, 2000))
+    monkeypatch.setattr(Target, "runs_here", lambda self: self.runtime == "onnxruntime")
+    assert newest_bundle(tmp_path) == here
+    shutil.rmtree(here)
+    assert newest_bundle(tmp_path) == away
 
 
 def test_the_reference_is_found_beside_a_moved_bundle_and_only_if_unchanged(tiny_model: Path, tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ class InputPath(click.Path):
 CLIP = InputPath("give the path of a video, a robot log, a picture or a folder of pictures")
 CHECKPOINT = InputPath("give the path of the trained network's .pth file", file=True)
 MODEL = InputPath("give the path of an ONNX file", file=True)
+BUNDLE = InputPath("give the folder engines/NAME")
 BUNDLE_OR_MODEL = InputPath("give a folder engines/NAME, or an .onnx file")
 LABELS = InputPath("give the folder of label maps")
 

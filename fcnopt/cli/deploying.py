@@ -6,15 +6,13 @@ from pathlib import Path
 
 import click
 
-from fcnopt.cli.console import PATH, Command, InputPath
+from fcnopt.cli.console import BUNDLE, PATH, Command
 from fcnopt.cli.signing import trusted_key_option
 from fcnopt.deployment import TARGETS
 
-_BUNDLE = InputPath("give the folder engines/NAME")
-
 
 @click.command(cls=Command)
-@click.argument("bundle", type=_BUNDLE)
+@click.argument("bundle", type=BUNDLE)
 @click.option("--to", type=click.Choice(tuple(TARGETS)), required=True, help="What shall run it.")
 @click.option("-o", "--output", type=PATH, help="Folder to write [default: deploy/NAME-TO]")
 @trusted_key_option

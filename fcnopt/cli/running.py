@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fcnopt.cli.console import CLIP, PATH, Command, chosen, decoder_option, progress
+from fcnopt.cli.console import BUNDLE, CLIP, PATH, Command, chosen, decoder_option, progress
 from fcnopt.cli.signing import trusted_key_option
 
 
@@ -20,7 +20,7 @@ from fcnopt.cli.signing import trusted_key_option
     required=True,
     help="Labels: .mkv (lossless video), .mcap (messages, with an overlay), or a folder (PNGs).",
 )
-@click.option("--engine", type=PATH, help="Bundle [default: the newest in engines/]")
+@click.option("--engine", type=BUNDLE, help="Bundle [default: the newest in engines/ that runs here]")
 @click.option("--topic", help="Of a robot log [default: the only one with images]")
 @click.option("--max-frames", type=click.IntRange(min=1), help="Most frames, from the clip's start.")
 @click.option(

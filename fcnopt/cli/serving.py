@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnopt.cli.console import PATH, Command, InputPath
+from fcnopt.cli.console import BUNDLE, PATH, Command
 from fcnopt.cli.signing import trusted_key_option
 
 if TYPE_CHECKING:
     from fcnopt.serving import Served, ServedModel, ServeOptions
 
-_BUNDLE = InputPath("give the folder engines/NAME")
 _PORT = click.IntRange(1, 65535)
 
 
 @click.command(cls=Command)
-@click.argument("bundle", type=_BUNDLE)
+@click.argument("bundle", type=BUNDLE)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP requests and health.")
 @click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC requests and health.")

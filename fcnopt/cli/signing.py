@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 
-from fcnopt.cli.console import PATH, Command, InputPath
+from fcnopt.cli.console import BUNDLE, PATH, Command, InputPath
 from fcnopt.errors import UsageError
 
-_BUNDLE = InputPath("give the folder engines/NAME")
 _KEY = InputPath("give a private key's PEM file; `fcnopt sign --new-key PATH` makes one", file=True)
 _PUBLIC_KEY = InputPath("give a public key's PEM file, or a folder of them")
 
@@ -25,7 +24,7 @@ trusted_key_option = click.option(
 
 
 @click.command(cls=Command)
-@click.argument("bundle", type=_BUNDLE, required=False)
+@click.argument("bundle", type=BUNDLE, required=False)
 @click.option("--key", type=_KEY, help="Private key: an Ed25519 PEM file.")
 @click.option(
     "--new-key", type=PATH, help="Make a private key here, and PATH.pub; sign BUNDLE with it if one is given."

@@ -14,7 +14,7 @@ from fcnopt.leftovers import OLD, clear_up, part_of
 from fcnopt.signing import hash_member
 
 MARK = ".fcnopt-deployment"
-"""File that tells a deployment, which may be replaced, from any other folder."""
+"""File that tells a deployment, which may be replaced, from any other folder; it lists what was written."""
 
 
 @contextlib.contextmanager
@@ -22,7 +22,8 @@ def replaced(place: Path) -> Iterator[Path]:
     """A new folder that takes `place` when the block ends well, and vanishes when it does not.
 
     Raises:
-        BundleError: `place` is something else than an earlier deployment or an empty folder, or cannot be written.
+        BundleError: `place` is something else than an earlier deployment or an empty folder, or an earlier one to which
+            files were added, or cannot be written.
         UsageError: `place` is the working folder.
     """
     folder = part_of(place, ".partial")
@@ -30,10 +31,17 @@ def replaced(place: Path) -> Iterator[Path]:
     kept = place.exists() and not (place / MARK).is_file()
     if kept and (not place.is_dir() or any(place.iterdir())):
         raise BundleError(f"{place} exists and is no deployment", fix="move it away, or give another --output")
+    added = () if kept or not place.exists() else _added(place)
+    if added:
+        more = f" and {len(added) - 1} more" if len(added) > 1 else ""
+        raise BundleError(
+            f"{place}: {added[0]}{more} was added since deploy wrote the folder, and would be lost",
+            fix="move it away, or give another --output",
+        )
     try:
         folder.mkdir(parents=True)
         yield folder
-        write_text(folder / MARK, "")
+        write_text(folder / MARK, "".join(f"{name}\n" for name in _files(folder)))
         _exchange(folder, place)
     except OSError as error:
         raise BundleError(
@@ -72,6 +80,18 @@ def render(template: Path, values: Mapping[str, Any]) -> str:
         autoescape=False,  # noqa: S701  (plain text for people and programs, no page)
     )
     return environment.from_string(template.read_text(encoding="utf-8")).render(values)
+
+
+def _files(folder: Path) -> list[str]:
+    """All files below a folder but the mark, by their paths in it."""
+    found = (str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+    return sorted(name for name in found if name != MARK)
+
+
+def _added(place: Path) -> tuple[str, ...]:
+    """Files of a deployment that it did not have when it was written."""
+    written = set((place / MARK).read_text("utf-8").splitlines()) if (place / MARK).is_file() else set()
+    return tuple(name for name in _files(place) if name not in written)
 
 
 def _exchange(folder: Path, place: Path) -> None:

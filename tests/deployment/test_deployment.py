@@ -93,6 +93,12 @@ def test_an_earlier_deployment_is_replaced_and_nothing_else_is(int8_bundle: Path
     (place / "build").mkdir()
     assert deploy(int8_bundle, to="cpp", output=place) == place
     assert not (place / "build").exists()
+    (place / "keys").mkdir()
+    (place / "keys" / "release.pub").write_text("a key")
+    (place / "notes").write_text("kept")
+    with pytest.raises(BundleError, match=r"keys/release\.pub and 1 more was added since deploy wrote the folder"):
+        deploy(int8_bundle, to="cpp", output=place)
+    assert (place / "notes").read_text() == "kept"
     (place / MARK).unlink()
     with pytest.raises(BundleError, match="is no deployment"):
         deploy(int8_bundle, to="cpp", output=place)
