@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rivals.page import machine_line
+
 
 def as_markdown(found: Mapping[str, Any]) -> str:
     """The table."""
-    machine = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     rows = found["rows"]
     wrong, left_out = (sum(1 for row in rows if row[name]) for name in ("fault", "reason"))
     return "\n".join(
@@ -19,8 +19,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
             f"Command: `{found['command']}`  ",
             f"Engine: {found['engine']}  ",
             f"Clip: {found['clip']}, {found['frames']} frames of {found['size'][1]}x{found['size'][0]}  ",
-            f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['os']}; "
-            f"{versions}",
+            f"Machine: {machine_line(found['machine'])}",
             "",
             f"{len(rows)} rows: {wrong} wrong, {left_out} not run. Times are of this machine as it was, other work "
             "included.",
