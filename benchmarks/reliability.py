@@ -220,14 +220,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reliability"))
     given = vars(parser.parse_args())
-    out, found = given.pop("out"), []
-
-    def measured(progress: Progress) -> dict[str, Any]:
-        found.append(run(Options(**given), progress))
-        return found[0]
-
-    publish(measured, as_markdown, out)
-    sys.exit(1 if any(not row["held"] and not row["verdict"].startswith("not run") for row in found[0]["rows"]) else 0)
+    out = given.pop("out")
+    found = publish(lambda progress: run(Options(**given), progress), as_markdown, out)
+    sys.exit(1 if any(not row["held"] and not row["verdict"].startswith("not run") for row in found["rows"]) else 0)
 
 
 if __name__ == "__main__":

@@ -169,8 +169,10 @@ def refuse_unknown(only: Sequence[str], known: Collection[str], what: str) -> No
         raise UsageError(f"--only: unknown {what} {', '.join(unknown)}", fix=f"choose from {', '.join(known)}")
 
 
-def publish(run: Callable[[Progress], dict[str, Any]], as_markdown: Callable[[dict[str, Any]], str], out: Path) -> None:
-    """Run a benchmark, write what it found as OUT.json and OUT.md, and print the page; a mistake is said and exits."""
+def publish(
+    run: Callable[[Progress], dict[str, Any]], as_markdown: Callable[[dict[str, Any]], str], out: Path
+) -> dict[str, Any]:
+    """Run a benchmark, write what it found as OUT.json and OUT.md, print the page, and return it; a mistake exits."""
     try:
         with ConsoleProgress() as progress:
             found = run(progress)
@@ -181,3 +183,4 @@ def publish(run: Callable[[Progress], dict[str, Any]], as_markdown: Callable[[di
     out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     out.with_suffix(".md").write_text(as_markdown(found), encoding="utf-8")
     print(as_markdown(found))
+    return found

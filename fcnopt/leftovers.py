@@ -50,6 +50,21 @@ def clear_up(path: Path) -> None:
                     entry.unlink(missing_ok=True)
 
 
+def exchange(part: Path, path: Path) -> None:
+    """Put the folder `part`, which `part_of` named, at `path`; what was there is kept until it is."""
+    old = part.with_suffix(OLD)
+    replaced = path.exists()
+    if replaced:
+        path.rename(old)
+    try:
+        part.rename(path)
+    except OSError:
+        if replaced:
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def is_running(process: int) -> bool:
     """Whether there is a process of this number."""
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fcnopt.errors import BundleError, FcnoptError
-from fcnopt.leftovers import clear_up, is_running, part_of
+from fcnopt.leftovers import clear_up, exchange, part_of
 from fcnopt.manifest import Manifest
 from fcnopt.signing import MANIFEST, SIGNATURE
 
@@ -27,7 +26,7 @@ def prepare(place: Path) -> None:
         raise BundleError(f"{place} exists and is not a bundle", fix="move it away, or give another --name")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        _clear_up(place)
+        clear_up(place)
         with tempfile.TemporaryFile(dir=place.parent):
             pass
     except OSError as error:
@@ -48,7 +47,7 @@ def staged(place: Path) -> Iterator[Path]:
     try:
         folder.mkdir()
         yield folder
-        _exchange(folder, place)
+        exchange(folder, place)
     except OSError as error:
         raise _unwritable(place, error) from error
     finally:
@@ -91,31 +90,3 @@ def _unwritable(place: Path, error: OSError) -> BundleError:
         f"{place}: cannot be written: {error.strerror or error}",
         fix="free disk space or choose another folder with --output",
     )
-
-
-def _exchange(folder: Path, place: Path) -> None:
-    """Put `folder` at `place`; what was there is kept until it is."""
-    old = folder.with_suffix(".old")
-    replaced = place.exists()
-    if replaced:
-        place.rename(old)
-    try:
-        folder.rename(place)
-    except OSError:
-        if replaced:
-            old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _clear_up(place: Path) -> None:
-    """Remove what builds of `place` that were killed left, and bring back a bundle that one had moved aside."""
-    name = re.compile(rf"\.{re.escape(place.name)}\.(\d+)-[0-9a-f]{{8}}\.(partial|old)")
-    for entry in place.parent.iterdir():
-        found = name.fullmatch(entry.name)
-        if found is None or is_running(int(found[1])):
-            continue
-        if found[2] == "old" and not place.exists():
-            entry.rename(place)
-        else:
-            shutil.rmtree(entry, ignore_errors=True)

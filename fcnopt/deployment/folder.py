@@ -10,7 +10,7 @@ from typing import Any
 
 from fcnopt.bundle import MANIFEST, SIGNATURE, Bundle, write_text
 from fcnopt.errors import BundleError
-from fcnopt.leftovers import OLD, clear_up, part_of
+from fcnopt.leftovers import clear_up, exchange, part_of
 from fcnopt.signing import hash_member
 
 MARK = ".fcnopt-deployment"
@@ -42,7 +42,7 @@ def replaced(place: Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
         yield folder
         write_text(folder / MARK, "".join(f"{name}\n" for name in _files(folder)))
-        _exchange(folder, place)
+        exchange(folder, place)
     except OSError as error:
         raise BundleError(
             f"{place}: cannot be written: {error.strerror or error}",
@@ -92,18 +92,3 @@ def _added(place: Path) -> tuple[str, ...]:
     """Files of a deployment that it did not have when it was written."""
     written = set((place / MARK).read_text("utf-8").splitlines()) if (place / MARK).is_file() else set()
     return tuple(name for name in _files(place) if name not in written)
-
-
-def _exchange(folder: Path, place: Path) -> None:
-    """Put `folder` at `place`; what was there is kept until it is."""
-    old = folder.with_suffix(OLD)
-    if not place.exists():
-        folder.rename(place)
-        return
-    place.rename(old)
-    try:
-        folder.rename(place)
-    except OSError:
-        old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

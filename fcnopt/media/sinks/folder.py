@@ -8,7 +8,6 @@ OUT/classes.json      names, palette (R, G, B) and ignore_index; the form that `
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.errors import MediaError
-from fcnopt.leftovers import OLD
+from fcnopt.leftovers import exchange
 from fcnopt.media.base import Frame
 from fcnopt.media.sinks.base import LabelSink
 
@@ -60,14 +59,4 @@ class FolderSink(LabelSink):
             raise MediaError(f"{self.path}: is no folder of labels, and is not replaced", fix="name another folder")
 
     def _take_place(self) -> None:
-        if not self.path.exists():
-            self._part.rename(self.path)
-            return
-        old = self._part.with_suffix(OLD)
-        self.path.rename(old)
-        try:
-            self._part.rename(self.path)
-        except OSError:
-            old.rename(self.path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        exchange(self._part, self.path)
