@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.backends.base import Outputs, Runner
-from fcnopt.backends.frames import as_numpy
+from fcnopt.backends.frames import as_numpy, on_gpu
 from fcnopt.backends.outputs import check_duration, elapsed_ms
 from fcnopt.backends.readahead import Policy, Ready
 from fcnopt.backends.sharing import SharedLanes
@@ -41,7 +41,8 @@ class Engine(Runner):
     """
 
     def __init__(self, runner: Runner, manifest: Manifest) -> None:
-        self.batch, self.in_flight, self.prefetch = runner.batch, runner.in_flight, runner.prefetch
+        self.batch, self.most = runner.batch, runner.most
+        self.in_flight, self.prefetch = runner.in_flight, runner.prefetch
         self.manifest = manifest
         self.name = manifest.name
         self.spec = runner.spec
@@ -110,8 +111,8 @@ class Engine(Runner):
             plausibility: When frames are flagged as implausible; None looks at none.
 
         Returns:
-            An iterator of one `Outputs` a frame; labels are [1, H, W] at the frame's own size. It raises `UsageError`
-            when the engine is closed, and `MediaError` when the source stalls.
+            An iterator of one `Outputs` a frame; labels and confidence are [1, H, W] at the frame's own size, logits at
+            the model's. It raises `UsageError` when the engine is closed, and `MediaError` when the source stalls.
 
         Raises:
             UsageError: A choice is not possible; or the engine is closed, or was loaded before this process was
@@ -132,15 +133,19 @@ class Engine(Runner):
         """A frame as the model takes it, and how its labels come back to its own size."""
         image = item.image if isinstance(item, Frame) else item
         fitted = fit_frame(image, self.spec.frame)
+        if fitted is image and not isinstance(item, Frame):  # a camera may write its next frame there
+            fitted = image.copy()
         problems = watch.look(image) if watch is not None else ()
         return Ready(fitted, problems, partial(self._restored, size=(image.shape[0], image.shape[1])))
 
     def _restored(self, out: Outputs, size: tuple[int, int]) -> Outputs:
-        return replace(out, labels=restore_labels(out.labels[0], size, self.spec.frame)[None])
+        spec = self.spec.frame
+        sure = None if out.confidence is None else restore_labels(out.confidence[0], size, spec)[None]
+        return replace(out, labels=restore_labels(out.labels[0], size, spec)[None], confidence=sure)
 
     def _problems(self, frames: Any, plausibility: Plausibility | Watch | None) -> tuple[Problems, ...]:
         """What is implausible of each of a batch of frames; () where nobody looks."""
-        if plausibility is None or hasattr(frames, "__cuda_array_interface__"):
+        if plausibility is None or on_gpu(frames):
             return ()
         watch = Watch(plausibility) if isinstance(plausibility, Plausibility) else plausibility
         return watch.look_at_all(as_numpy(frames, self.name))

@@ -29,6 +29,8 @@ class Inspection:
         stats: Of the graph; in a bundle, of the precision graph.
         manifest: The bundle's; None for an ONNX file.
         batch: Frames that the graph computes at once; None where that is open.
+        signer: Fingerprint of the key that signed the bundle; None where nobody did.
+        trusted: Whether that is a key that FCNOPT_TRUSTED_KEYS names.
     """
 
     path: Path
@@ -36,12 +38,15 @@ class Inspection:
     stats: GraphStats
     manifest: Manifest | None
     batch: int | None = None
+    signer: str | None = None
+    trusted: bool = False
 
     def to_json(self) -> str:
         """Everything as JSON."""
         data: dict[str, Any] = {"path": str(self.path), "batch": self.batch, "stats": asdict(self.stats)}
         data["spec"] = json.loads(self.spec.to_json()) if self.spec else None
         data["manifest"] = json.loads(self.manifest.to_json()) if self.manifest else None
+        data["signature"] = {"signer": self.signer, "trusted": self.trusted} if self.manifest else None
         return json.dumps(data, indent=1)
 
 
@@ -57,7 +62,8 @@ def inspect(path: str | Path) -> Inspection:
     if place.is_dir() or place.name == MANIFEST:
         bundle = bundle_at(place.parent if place.name == MANIFEST else place)
         manifest, model = bundle.manifest, io.load(bundle.model)
-        return Inspection(bundle.path, manifest.spec, stats_of(model), manifest, _batch(model))
+        signed = bundle.signer, bundle.trusted
+        return Inspection(bundle.path, manifest.spec, stats_of(model), manifest, _batch(model), *signed)
     model = io.load(model_file(place))
     return Inspection(place, io.read_spec(model), stats_of(model), None, _batch(model))
 

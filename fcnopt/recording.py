@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fcnopt.backends.base import Mode, Outputs, Progress
+from fcnopt.backends.outputs import check_duration
 from fcnopt.bundle import load
 from fcnopt.engine import Engine
 from fcnopt.errors import UsageError
@@ -20,11 +21,11 @@ from fcnopt.media.clips import open_clip
 from fcnopt.media.logs import is_log
 from fcnopt.media.logs.clip import LogClip
 from fcnopt.media.rerun import RerunLog
-from fcnopt.media.sinks import LabelSink, LabelSource, open_sink
+from fcnopt.media.sinks import LabelSink, LabelSource, open_sink, opened
 from fcnopt.signing import TrustedKeys
 
 _Pairs = Generator[tuple[Frame, Outputs], None, None]
-_AHEAD = 2  # frames decoded ahead; more would only wait, and count as latency
+_AHEAD = 2  # frames decoded ahead
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.max_frames is not None and self.max_frames < 1:
             raise UsageError(f"run: max_frames is {self.max_frames}", fix="give 1 or more")
+        check_duration("run: max_latency_ms", self.max_latency_ms)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Recording:
         rerun: The Rerun recording, where there is one.
         frames: How many.
         seconds: Time from the first frame asked for to the last label map written.
-        latency: From frame available to labels available. A recorded clip is decoded ahead, so frames wait in line.
+        latency: From frame available to labels available, as of a camera: a recorded clip is decoded ahead, and what
+            its frames wait in line is not in it.
         inference: What the runtime spent on a frame of this.
         late: Frames whose labels came after the deadline; None where none was given.
         problems: Frames by what is implausible of them: "black", "overexposed", "frozen", "wrong-size".
@@ -100,19 +103,30 @@ class Recording:
 
 @dataclass
 class _Tally:
-    """Sums over the frames so far."""
+    """Sums over the frames so far.
 
+    Attributes:
+        deadline_ms: Labels that came later are late; None where there is none.
+        latencies_ms: One a frame; see `Recording.latency`.
+        inferences_ms: The same of the runtime alone.
+        late: Frames whose labels were.
+        problems: Of frames.
+    """
+
+    deadline_ms: float | None = None
     latencies_ms: list[float] = field(default_factory=list)
     inferences_ms: list[float] = field(default_factory=list)
     late: int = 0
     problems: Counter[str] = field(default_factory=Counter)
 
-    def add(self, out: Outputs) -> None:
-        self.latencies_ms.append(out.latency_ms)
-        self.inferences_ms.append(out.inference_ms)
-        (status,) = out.status
-        self.late += status.late
-        self.problems.update(status.problems)
+    def add(self, out: Outputs) -> dict[str, float]:
+        """Take over a frame's times, in ms by name, and what is implausible of it."""
+        times = {"latency": out.latency_ms - out.waited_ms, "inference": out.inference_ms}
+        self.latencies_ms.append(times["latency"])
+        self.inferences_ms.append(times["inference"])
+        self.late += self.deadline_ms is not None and times["latency"] > self.deadline_ms
+        self.problems.update(out.status[0].problems)
+        return times
 
 
 def run(
@@ -145,22 +159,21 @@ def run(
     options = options or RunOptions()
     source = open_clip(clip, decoder=options.decoder, topic=options.topic)
     sinks = _sinks(Path(clip), Path(output), options)
-    tally = _Tally()
+    tally = _Tally(options.max_latency_ms)
     with contextlib.ExitStack() as stack:
         if not isinstance(engine, Engine):
             engine = stack.enter_context(load(engine, mode=options.mode, trusted_keys=options.trusted_keys))
         about = _about(source, engine)
-        for sink in sinks:
-            stack.enter_context(sink.opened(about))
+        stack.enter_context(opened(sinks, about))
         start = time.perf_counter()
         count = min(len(source), options.max_frames or len(source))
-        pairs = stack.enter_context(contextlib.closing(_labelled(source, engine, count, options)))
+        pairs = stack.enter_context(contextlib.closing(_labelled(source, engine, count)))
         for frame, out in pairs:
+            times = tally.add(out)
             for sink in sinks:
                 sink.write(frame, out.labels[0])
                 if isinstance(sink, RerunLog):
-                    sink.timings({"latency": out.latency_ms, "inference": out.inference_ms})
-            tally.add(out)
+                    sink.timings(times)
             if progress is not None:
                 progress("run", sinks[0].frames / count)
     return Recording(
@@ -198,7 +211,7 @@ def _about(clip: Clip, engine: Engine) -> LabelSource:
     return LabelSource(engine.spec.classes, clip.fps)
 
 
-def _labelled(clip: Clip, engine: Engine, count: int, options: RunOptions) -> _Pairs:
+def _labelled(clip: Clip, engine: Engine, count: int) -> _Pairs:
     """The clip's first frames, each with what the engine says of it."""
     waiting: deque[Frame] = deque()  # as many as the stream holds
 
@@ -207,6 +220,6 @@ def _labelled(clip: Clip, engine: Engine, count: int, options: RunOptions) -> _P
             waiting.append(frame)
             yield frame
 
-    with engine.stream(drawn(), prefetch=_AHEAD, max_latency_ms=options.max_latency_ms) as stream:
+    with engine.stream(drawn(), prefetch=_AHEAD) as stream:
         for out in stream:
             yield waiting.popleft(), out

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fcnopt.backends.base import FrameStatus, Outputs
 from fcnopt.backends.onnxruntime import OnnxRuntimeRunner
 from fcnopt.backends.openvino import OpenVinoRunner
+from fcnopt.backends.readahead import Policy
 from fcnopt.errors import UsageError
 from fcnopt.plausibility import Plausibility, Watch
 from tests.backends.lanes import Lanes, frame
@@ -90,14 +91,53 @@ def test_a_camera_that_changes_its_size_is_named_and_its_labels_have_the_new_siz
         assert out.status[0].problems == ("wrong-size",)
 
 
+class DlpackArray:
+    """In GPU memory, and says so by DLPack alone; what reads it on the host fails."""
+
+    shape, dtype = (1, 2, 2, 3), "uint8"
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+
 def test_frames_in_gpu_memory_are_not_looked_at() -> None:
     from tests.backends.fakes import FakeCuda, GpuArray
 
     runner = Lanes()
     runner.infer = lambda _: Outputs(np.zeros((1, 2, 2), np.uint8))  # type: ignore[method-assign]
     with engine_of(runner) as engine:
-        out = engine.run(GpuArray(FakeCuda(), frame(0)[None]))  # reading it on the host would fail
-        assert out.status == (FrameStatus(),)
+        for frames in (GpuArray(FakeCuda(), frame(0)[None]), DlpackArray()):
+            assert engine.run(frames).status == (FrameStatus(),)
+    with engine_of(Lanes(batch=2)) as engine, pytest.raises(UsageError, match="a multiple of 2"):
+        engine.run(DlpackArray())
+
+
+@pytest.mark.parametrize("policy", ["block", "drop-oldest"])
+def test_a_camera_may_use_its_memory_again(policy: Policy) -> None:
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        memory = frame(0)
+        for number in range(30):
+            memory[:] = number
+            yield memory
+            time.sleep(0.002)
+
+    with engine_of(Lanes(work=lambda _: time.sleep(0.005))) as engine:
+        outs = list(engine.stream(camera(), policy=policy, prefetch=4, plausibility=None))
+    assert [int(out.labels[0, 0, 0]) for out in outs] == [out.index for out in outs]
+    assert outs[-1].index == 29
+
+
+def test_confidence_comes_at_the_frame_s_own_size(tmp_path: Path, pictures: Any) -> None:
+    spec = tiny_spec(outputs=("labels", "confidence"))
+    large = pictures[0].repeat(2, 0).repeat(2, 1)
+    with engine_of(OnnxRuntimeRunner(tiny_onnx(tmp_path / "m.onnx", spec), spec)) as engine:
+        (out,) = engine.stream([large])
+        own = engine.run(pictures[:1])
+    assert own.confidence is not None
+    assert out.confidence is not None
+    assert out.confidence.dtype == np.float32
+    np.testing.assert_array_equal(out.labels, own.labels.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_array_equal(out.confidence, own.confidence.repeat(2, 1).repeat(2, 2))
 
 
 def test_thousands_of_frames_leave_memory_and_threads_as_they_were(tmp_path: Path, pictures: Any) -> None:

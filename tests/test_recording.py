@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -81,6 +82,18 @@ def test_labels_written_are_the_engines(
     assert 0 < result.inference.p50_ms <= result.latency.p50_ms
     assert result.fps == pytest.approx(6 / result.seconds)
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_what_a_frame_waits_in_line_is_no_latency_and_makes_nothing_late() -> None:
+    from fcnopt.backends.base import FrameStatus, Outputs
+    from fcnopt.recording import _Tally
+
+    tally = _Tally(deadline_ms=100.0)
+    for waited_ms in (250.0, 150.0):
+        out = Outputs(np.zeros((1, 2, 2), np.uint8), inference_ms=40.0, latency_ms=300.0, waited_ms=waited_ms)
+        tally.add(replace(out, status=(FrameStatus(problems=("black",)),)))
+    assert (tally.latencies_ms, tally.inferences_ms, tally.late) == ([50.0, 150.0], [40.0, 40.0], 1)
+    assert tally.problems == {"black": 2}
 
 
 def test_labels_have_the_frames_own_size(bundle: Path, tmp_path: Path) -> None:

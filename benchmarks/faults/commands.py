@@ -134,7 +134,10 @@ def commands(inputs: Inputs) -> dict[str, Command]:
         return Command(name, inputs, words, look, ready, result)
 
     run = ("run", "clip.mp4", "--engine", "engines/net", "--overwrite", "--max-frames", str(_RUN_FRAMES), "-o")
-    bench = ("bench", "clip.mp4", "--engine", "engines/net", "--reference", "net.onnx", "--max-frames", "4", "--record")
+    bench = (
+        *("bench", "clip.mp4", "--engine", "engines/net", "--reference", "net.onnx", "--max-frames", "4"),
+        *("--record", "--overlay", "overlay.mp4"),
+    )
     every = (
         one("build", make, _build, "model images", "engines/new"),
         one("export", ("export", "net.pth", "-o", _OUT, "--size", inputs.size), _export, "checkpoint", _OUT),
@@ -145,7 +148,7 @@ def commands(inputs: Inputs) -> dict[str, Command]:
         one("run, video", (*run, "labels.mkv"), partial(_run, "labels.mkv"), "bundle clip", "labels.mkv"),
         one("run, PNGs", (*run, "labels"), partial(_run, "labels"), "bundle clip", "labels"),
         one("run, MCAP", (*run, "labels.mcap"), partial(_run, "labels.mcap"), "bundle clip", "labels.mcap"),
-        one("bench --record", bench, _bench, "bundle clip model", "result.json"),
+        one("bench --record --overlay", bench, _bench, "bundle clip model", "result.json"),
     )
     return {command.name: command for command in every}
 

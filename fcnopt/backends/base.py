@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fcnopt.backends.closing import Closing
-from fcnopt.backends.frames import shape_and_dtype, stacked
+from fcnopt.backends.frames import on_gpu, shape_and_dtype, stacked
 from fcnopt.backends.outputs import FrameStatus as FrameStatus
 from fcnopt.backends.outputs import Outputs as Outputs
 from fcnopt.backends.outputs import check_duration
@@ -43,6 +43,7 @@ class Runner(Closing):
         name: For tables: "openvino int8".
         spec: What the model takes and gives.
         batch: Frames that the engine computes at once where it is built for one number of them, else None.
+        most: Most frames that it computes at once where `batch` is open; None for any number.
         in_flight: Batches that the engine, as it was opened, works on side by side in a stream.
         prefetch: Frames that a stream draws ahead where it is not told: none where the engine was opened for latency
             on a CPU, whose cores decoding would take from it.
@@ -51,6 +52,7 @@ class Runner(Closing):
     name: str
     spec: ModelSpec
     batch: int | None = None
+    most: int | None = None
     in_flight: int = 1
     prefetch: int = 4
 
@@ -59,7 +61,7 @@ class Runner(Closing):
         """Run checked frames; see `run`."""
 
     def run(self, frames: Any, *, max_latency_ms: float | None = None) -> Outputs:
-        """Run a batch; an engine of a fixed batch runs as often as it takes, its last batch filled up.
+        """Run a batch; an engine that takes fewer runs as often as it takes, a fixed batch filled up at the end.
 
         Args:
             frames: uint8 [N, H, W, 3] of the spec's size and colour order; NumPy, or on a GPU runtime anything
@@ -74,11 +76,11 @@ class Runner(Closing):
         start = time.perf_counter()
         check_duration("run: max_latency_ms", max_latency_ms)
         count = self.check(frames)
-        step = self.batch or count
+        step = self.batch or min(count, self.most or count)
         whole = count - count % step
         batches = [frames if step == count else frames[i : i + step] for i in range(0, whole, step)]
         if whole < count:
-            batches.append(stacked(list(frames[whole:]), step, self.name))
+            batches.append(frames[whole:] if self.batch is None else stacked(list(frames[whole:]), step, self.name))
         outputs = _joined([self.infer(batch) for batch in batches], count)
         return outputs.timed(elapsed_ms(start), max_latency_ms)
 
@@ -86,7 +88,7 @@ class Runner(Closing):
         """How many `frames` there are; raises `UsageError` unless they fit the spec, and in GPU memory the batch."""
         shape, dtype = shape_and_dtype(frames)
         size = self.spec.frame
-        batch = (self.batch or 1) if hasattr(frames, "__cuda_array_interface__") else 1
+        batch = (self.batch or 1) if on_gpu(frames) else 1
         want = ("N" if batch == 1 else f"a multiple of {batch}", size.height or "H", size.width or "W", 3)
         fits = len(shape) == 4 and all(not isinstance(w, int) or s == w for s, w in zip(shape, want, strict=True))
         if not fits or 0 in shape or shape[0] % batch or dtype != "uint8":
@@ -131,10 +133,10 @@ class Runner(Closing):
                 lets newer frames replace those that wait: `Outputs.index` says which came through, `Outputs.skipped`
                 how many did not.
             in_flight: Batches that the engine works on side by side, at most; None for `self.in_flight`.
-            max_latency_ms: The deadline from frame available to labels available. Later results are flagged:
-                `FrameStatus.late`. Under "drop-oldest" a frame that waited as long as that already is not inferred
-                but counted in `Outputs.skipped`, unless it is the last one. An engine that is slower than the deadline
-                itself still gives results, all of them flagged.
+            max_latency_ms: The deadline from frame available to labels available (`Outputs.latency_ms`). Later results
+                are flagged: `FrameStatus.late`. Under "drop-oldest" a frame that waited as long as that already is not
+                inferred but counted in `Outputs.skipped`, unless it is the last one. An engine that is slower than the
+                deadline itself still gives results, all of them flagged.
             stall_s: Longest time that the source may take for a frame, the first one included; None waits for ever.
 
         Returns:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fcnopt.backends.cudart import LEGACY_STREAM
+from fcnopt.backends.frames import DLPACK_CUDA
 from fcnopt.errors import UsageError
-
-_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def borrow(frames: Any, runner: str, stream: int = LEGACY_STREAM) -> DeviceArray
     place = getattr(frames, "__dlpack_device__", None)
     if place is not None:
         kind, index = place()
-        if int(kind) in _DLPACK_CUDA:
+        if int(kind) in DLPACK_CUDA:
             if index:
                 raise UsageError(
                     f"{runner}: frames are on GPU {index}, the engine is on GPU 0",

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from fcnopt.errors import BackendError, UsageError
 from fcnopt.spec import ModelSpec
 
+DLPACK_CUDA = (2, 13)
+"""kDLCUDA and kDLCUDAManaged of dlpack.h."""
+
 
 def shape_and_dtype(array: Any) -> tuple[tuple[int, ...], str]:
     """Shape and element type ("uint8") of anything array-like, on whichever device; () and the type's name if none."""
@@ -21,6 +24,12 @@ def shape_and_dtype(array: Any) -> tuple[tuple[int, ...], str]:
     return tuple(shape), str(dtype).removeprefix("torch.")
 
 
+def on_gpu(frames: Any) -> bool:
+    """Whether frames say that they lie in the memory of an NVIDIA GPU, by either of the two ways to say so."""
+    place = getattr(frames, "__dlpack_device__", None)
+    return hasattr(frames, "__cuda_array_interface__") or (place is not None and int(place()[0]) in DLPACK_CUDA)
+
+
 def as_numpy(frames: Any, runner: str) -> NDArray[np.uint8]:
     """Frames in host memory, C-contiguous; no copy where they are that already.
 
@@ -28,7 +37,7 @@ def as_numpy(frames: Any, runner: str) -> NDArray[np.uint8]:
         UsageError: They are in GPU memory.
     """
     # Asked first, because some GPU arrays convert themselves, by a slow copy that nobody sees.
-    if not hasattr(frames, "__cuda_array_interface__"):
+    if not on_gpu(frames):
         try:
             return np.ascontiguousarray(frames, dtype=np.uint8)
         except (TypeError, RuntimeError, ValueError) as error:

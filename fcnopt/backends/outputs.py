@@ -44,7 +44,10 @@ class Outputs:
         logits: float32 [N, C, H, W], where the model gives them.
         inference_ms: Time the runtime worked on this batch, copies to and from the device included.
         latency_ms: From frame available to labels available. `run` counts from its call; `stream` from the moment
-            its source gave the frame, so that bringing it to the model's size and waiting behind earlier frames count.
+            its source gave the frame, so that bringing it to the model's size and waiting behind earlier frames count;
+            under the policy "drop-oldest" until the caller has the labels, who may have been late to ask for them.
+        waited_ms: Of this, in a `stream`, how long the frame was ready and waited for its turn. A clip that is decoded
+            ahead waits in line; a camera that is slower than the engine does not.
         index: The frame's place in the source of a `stream`, from 0; None from `run`.
         skipped: Frames of that source that were thrown away directly before this one, under the policy "drop-oldest".
         status: One a frame, from `run` and `stream`; empty from `Runner.infer`.
@@ -55,6 +58,7 @@ class Outputs:
     logits: NDArray[np.float32] | None = None
     inference_ms: float = 0.0
     latency_ms: float = 0.0
+    waited_ms: float = 0.0
     index: int | None = None
     skipped: int = 0
     status: tuple[FrameStatus, ...] = ()

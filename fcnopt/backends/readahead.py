@@ -52,12 +52,24 @@ class Drawn:
         index: Its place in the source, from 0.
         skipped: Frames directly before it that were thrown away.
         at: When the source gave it, a time of `perf_counter`.
+        waited_s: How long it then was ready and nobody took it.
     """
 
     ready: Ready
     index: int
     skipped: int
     at: float
+    waited_s: float
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A frame that nobody took yet; `since` is when it was ready."""
+
+    ready: Ready
+    index: int
+    at: float
+    since: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,7 @@ class ReadAhead:
 
     def __init__(self, source: Iterable[Any], options: ReadOptions, prepare: Prepare = Ready) -> None:
         self._options, self._prepare = options, prepare
-        self._waiting: deque[tuple[int, float, Ready]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._wanted = 0  # frames that are waited for now
         self._next = 0  # index of the frame after the one taken last
@@ -115,18 +127,19 @@ class ReadAhead:
             first = self._first_in_time()
             self._wanted = count
             self._changed.notify_all()
-            self._wait_for(lambda: sum(index >= first for index, _, _ in self._waiting) >= count)
+            self._wait_for(lambda: sum(frame.index >= first for frame in self._waiting) >= count)
             self._wanted = 0
-            while len(self._waiting) > 1 and self._waiting[0][0] < first:
+            while len(self._waiting) > 1 and self._waiting[0].index < first:
                 self._waiting.popleft()
             if not self._waiting and self._error is not None:
                 error, self._error = self._error, None
                 raise error
             taken: list[Drawn] = []
+            now = time.perf_counter()
             while self._waiting and len(taken) < count:
-                index, at, ready = self._waiting.popleft()
-                taken.append(Drawn(ready, index, index - self._next, at))
-                self._next = index + 1
+                frame = self._waiting.popleft()
+                taken.append(Drawn(frame.ready, frame.index, frame.index - self._next, frame.at, now - frame.since))
+                self._next = frame.index + 1
             self._changed.notify_all()
             return taken
 
@@ -135,7 +148,7 @@ class ReadAhead:
         if self._options.max_age_s is None or self._options.policy == "block":
             return 0
         oldest = time.perf_counter() - self._options.max_age_s
-        return max((index + 1 for index, at, _ in self._waiting if at < oldest), default=0)
+        return max((frame.index + 1 for frame in self._waiting if frame.at < oldest), default=0)
 
     def _wait_for(self, enough: Callable[[], bool]) -> None:
         """Wait for enough frames, the end, or until the source has taken too long for one."""
@@ -201,6 +214,7 @@ class ReadAhead:
 
     def _offer(self, index: int, at: float, ready: Ready) -> bool:
         """Let a frame wait to be taken; False once closed, or given up as stalled."""
+        since = time.perf_counter()
         with self._changed:
             if self._options.policy == "block" and self._options.depth:
                 self._changed.wait_for(lambda: len(self._waiting) < self._options.depth or self._closed)
@@ -208,7 +222,7 @@ class ReadAhead:
                 return False
             while self._options.policy == "drop-oldest" and len(self._waiting) >= self._options.depth:
                 self._waiting.popleft()
-            self._waiting.append((index, at, ready))
+            self._waiting.append(_Waiting(ready, index, at, since))
             self._drawn = index + 1
             self._asked_at = time.perf_counter() if self._options.depth else None  # it is about to be
             self._changed.notify_all()

@@ -27,8 +27,25 @@ from fcnopt.errors import UsageError
 Lane = Callable[[Sequence[Any]], Outputs]
 """Infers a batch of frames, each uint8 [H, W, 3]."""
 _PATIENCE_S = 5.0
-_Found = list[tuple[Outputs, Ready]] | BaseException
-"""Results of a batch, one a frame with what it was prepared to; or the error that came instead."""
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What came of a frame.
+
+    Attributes:
+        outputs: Of this frame alone.
+        drawn: The frame, whose picture is held no longer.
+        done: When its labels were there and those of all frames before it, a time of `perf_counter`.
+    """
+
+    outputs: Outputs
+    drawn: Drawn
+    done: float
+
+
+_Found = list[_Result] | BaseException
+"""Results of a batch, one a frame; or the error that came instead."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +102,8 @@ class Stream(Closing, Iterator["Outputs"]):
         self, source: Iterable[Any], lanes: Sequence[Lane], options: StreamOptions, prepare: Prepare = Ready
     ) -> None:
         self._pipeline = _Pipeline(source, lanes, options, prepare)
-        self._max_latency_ms = options.max_latency_ms
-        self._results: deque[tuple[Outputs, Ready]] = deque()
+        self._options = options
+        self._results: deque[_Result] = deque()
         self._taking = threading.Lock()
         # Threads know the pipeline and not this object, so that one that was dropped half-read ends them, at the
         # interpreter's exit too. The garbage collector may do this in a thread that holds what one of them waits for
@@ -95,24 +112,27 @@ class Stream(Closing, Iterator["Outputs"]):
 
     def __next__(self) -> Outputs:
         try:
+            self._pipeline.check_process()  # before the lock, which a thread that is not in this process may hold
             with self._taking:
                 if self._pipeline.closed:
                     self._results.clear()  # what is left of a batch
                 if not self._results:
                     self._results.extend(self._pipeline.result())
-                outputs, ready = self._results.popleft()
-            return self._finished(outputs, ready)
+                result = self._results.popleft()
+            return self._finished(result)
         except BaseException:
             self.close()
             raise
 
-    def _finished(self, outputs: Outputs, ready: Ready) -> Outputs:
-        """The result as the caller gets it; the work on it counts, the wait for the caller does not."""
+    def _finished(self, result: _Result) -> Outputs:
+        """The result as the caller gets it. The work on it counts; the wait for the caller where a picture is live."""
         start = time.perf_counter()
-        if ready.finish is not None:
-            outputs = ready.finish(outputs)
-        latency_ms = outputs.latency_ms + elapsed_ms(start)
-        return outputs.timed(latency_ms, self._max_latency_ms, (ready.problems,))
+        outputs, drawn = result.outputs, result.drawn
+        if drawn.ready.finish is not None:
+            outputs = drawn.ready.finish(outputs)
+        there = start if self._options.policy == "drop-oldest" else result.done
+        latency_ms = (there - drawn.at) * 1e3 + elapsed_ms(start)
+        return outputs.timed(latency_ms, self._options.max_latency_ms, (drawn.ready.problems,))
 
     def close(self) -> None:
         """End the stream's threads. Inference under way is waited for, a source that hangs for a while only."""
@@ -138,6 +158,7 @@ class _Pipeline:
         # A second place a lane lets it go on while its result waits; a live picture would only grow old there.
         self._places = len(self._lanes) * (2 if options.policy == "block" else 1)
         self._taken = self._given = 0
+        self._latest = 0.0  # when the last of the results that were given was done
         self._closed = self._exhausted = False
         self._reason: Exception | None = None
         self._process = os.getpid()
@@ -149,7 +170,15 @@ class _Pipeline:
         """Whether `close` was called."""
         return self._closed
 
-    def result(self) -> list[tuple[Outputs, Ready]]:
+    def check_process(self) -> None:
+        """Raise `UsageError` in a process that was forked since: the threads are not there."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                f"stream: it belongs to process {self._process}, which forked this one ({os.getpid()})",
+                fix='load and stream in each process, after the fork, or start them with multiprocessing\'s "spawn"',
+            )
+
+    def result(self) -> list[_Result]:
         """Wait for the next batch's results.
 
         Raises:
@@ -167,9 +196,10 @@ class _Pipeline:
             self._given += 1
             self._places += 1
             self._changed.notify_all()
-        if isinstance(found, BaseException):
-            raise found
-        return found
+            if isinstance(found, BaseException):
+                raise found
+            self._latest = max(self._latest, *(result.done for result in found))
+            return [replace(result, done=self._latest) for result in found]
 
     def close(self, reason: Exception | None = None, patience_s: float | None = None) -> None:
         """End all threads. Calling it twice is fine.
@@ -248,16 +278,16 @@ def _inferred(lane: Lane, batch: Sequence[Drawn]) -> _Found:
     def part(values: Any, place: int) -> Any:
         return None if values is None else values[place : place + 1]
 
-    def result(place: int, drawn: Drawn) -> tuple[Outputs, Ready]:
+    def result(place: int, drawn: Drawn) -> _Result:
         one = replace(
             outputs,
             labels=part(outputs.labels, place),
             confidence=part(outputs.confidence, place),
             logits=part(outputs.logits, place),
-            latency_ms=(done - drawn.at) * 1e3,
+            waited_ms=drawn.waited_s * 1e3,
             index=drawn.index,
             skipped=drawn.skipped,
         )
-        return one, replace(drawn.ready, frame=None)  # the frame itself is held no longer
+        return _Result(one, replace(drawn, ready=replace(drawn.ready, frame=None)), done)
 
     return [result(place, drawn) for place, drawn in enumerate(batch)]

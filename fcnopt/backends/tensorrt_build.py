@@ -63,7 +63,6 @@ class TensorRtBuilder(Builder):
 
     def check(self, options: BuildOptions) -> None:
         """Refuse what this flavour cannot do here; see `Builder.check`."""
-        _capabilities(load(self._flavour), options)
         if self._flavour == "tensorrt" and options.compute_capabilities:
             raise UsageError(
                 f"tensorrt: compute capabilities {', '.join(options.compute_capabilities)} were named, but tensorrt "
@@ -76,13 +75,14 @@ class TensorRtBuilder(Builder):
                 fix="name every compute capability the engine is for: tensorrt-rtx:sm86,sm89,sm120",
             )
         problem = gpu_problem()
-        if problem and not options.compute_capabilities:
+        if problem and not options.compute_capabilities:  # before a missing package: installing it would not help
             other = (
                 "name the GPUs that it is for, for example --target tensorrt-rtx:sm86,sm89"
                 if self._flavour == "tensorrt_rtx"
                 else "build on the machine that will run the engine, or use --target tensorrt-rtx:sm86"
             )
             raise BackendError(f"{self._flavour}: building for this machine needs an NVIDIA GPU: {problem}", fix=other)
+        _capabilities(load(self._flavour), options)
         if options.precision == "fp8":
             _refuse_without_fp8(self._flavour, options)
 

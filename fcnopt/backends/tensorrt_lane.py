@@ -104,6 +104,11 @@ class TensorRtLane(Closing):
             self.close()
             raise
 
+    @property
+    def most(self) -> int:
+        """The most frames that the engine takes at once."""
+        return self._range()[1][0]
+
     def infer(self, frames: Any) -> Outputs:
         """Run checked frames; those in GPU memory are read in place."""
         start = time.perf_counter()

@@ -66,6 +66,7 @@ class TensorRtRunner(Runner):
         try:
             self._tensors = self._describe(plan)
             self.lanes(self.in_flight)
+            self.most = None if self.batch else self._lanes[0].most
         except BaseException:
             self.close()
             raise

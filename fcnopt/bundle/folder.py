@@ -140,7 +140,8 @@ class Bundle:
         self.check_recordable()
 
         def key(entry: dict[str, Any]) -> tuple[Any, ...]:
-            return entry.get("clip"), entry.get("cpu"), entry.get("mode", "latency")
+            gpus = tuple(entry.get("gpus") or ())
+            return entry.get("clip"), entry.get("cpu"), gpus, entry.get("mode", "latency")
 
         kept = tuple(m for m in self.manifest.measurements if key(m) != key(measurement))
         write_text(self.path / MANIFEST, replace(self.manifest, measurements=(*kept, measurement)).to_json())

@@ -20,7 +20,7 @@ from fcnopt.evaluate.observe import BenchObserver, FrameSample, FrameSampler
 from fcnopt.evaluate.options import BenchOptions
 from fcnopt.evaluate.result import SCHEMA_VERSION, BenchResult, EngineResult, check_gates
 from fcnopt.evaluate.rounds import Rounds
-from fcnopt.evaluate.turns import Entrant, Turn, in_flight, uncounted
+from fcnopt.evaluate.turns import Entrant, Pace, Turn, in_flight, uncounted
 from fcnopt.media.clips import Clip
 
 __all__ = ["BenchObserver", "BenchOptions", "BenchResult", "EngineResult", "FrameSample", "bench", "check_gates"]
@@ -31,6 +31,8 @@ _COUNTED_FRAMES = (8, 32)
 _COUNTED_LEADS = 4  # at least as many times the frames in flight
 _ROUND_BYTES = 256 << 20
 _FEW_FRAMES = 30
+# Rates of rounds that differ by more are not the engine's doing.
+_UNSTEADY = 1.3
 _LIBRARIES = ("fcnopt", "numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cv2", "av")
 _DISTRIBUTIONS = {"cv2": "opencv-python-headless", "tensorrt_rtx": "tensorrt-rtx"}
 
@@ -171,11 +173,23 @@ def _notes(run: Rounds, runners: Sequence[Runner], names: Sequence[str]) -> tupl
         notes.append(f"{run.truth_frames} of {run.frames} frames have label maps; accuracy is measured on these.")
     if run.frames < _FEW_FRAMES:
         notes.append(f"{run.frames} frames are few: drops of classes that are rare in them say little.")
+    notes += [note for one in run.contenders if (note := unsteady(one.entrant.name, one.paces))]
     classes = runners[0].spec.classes.names
     for runner, name in zip(runners, names, strict=True):
         if runner.spec.classes.names != classes:
             notes.append(f"{name} names its classes differently than the reference; labels are compared by number.")
     return tuple(notes)
+
+
+def unsteady(name: str, paces: Sequence[Pace]) -> str:
+    """What to say of rates that differ more from round to round than an engine's do by itself; empty for nothing."""
+    rates = [pace.frames / pace.seconds for pace in paces if pace.seconds >= _TURN_S]
+    if len(rates) < 2 or max(rates) <= _UNSTEADY * min(rates):
+        return ""
+    return (
+        f"The machine was disturbed: {name} ran at {min(rates):.3g} to {max(rates):.3g} FPS from round to round. Let "
+        "nothing run beside it, and measure again."
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -201,6 +201,14 @@ class BenchResult:
         """The reference, then the engines."""
         return (self.reference, *self.engines)
 
+    def speedup_range(self, engine: EngineResult) -> tuple[float, float] | None:
+        """The least and the most `speedup` of any round; None where fewer than two rounds timed both."""
+        pairs = list(zip(engine.fps_rounds, self.reference.fps_rounds, strict=False))
+        if len(pairs) < 2 or len(engine.fps_rounds) != len(self.reference.fps_rounds):
+            return None
+        ratios = [own / base for own, base in pairs]
+        return min(ratios), max(ratios)
+
     def worst_class(self, engine: EngineResult) -> tuple[str, float] | None:
         """The class that loses most, with its drop in points; None where no class is in the truth."""
         known = [(drop, name) for name, drop in zip(self.classes, engine.drop.iou, strict=True) if drop is not None]

@@ -189,7 +189,8 @@ class Entrant:
         """
         turn, feed = Turn(), _Feed()
         source = self._feed(count, feed)
-        stream = self.runner.stream(source, prefetch=self._prefetch)
+        # A loaded engine's own stream takes frames as a camera gives them, and would fit these a second time.
+        stream = Runner.stream(self.runner, source, prefetch=self._prefetch)
         try:
             with turn.memory:
                 self._run(turn, feed, stream)

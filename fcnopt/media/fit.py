@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from fcnopt.errors import MediaError, UsageError
 from fcnopt.spec import FrameSpec
+
+_Value = TypeVar("_Value", np.uint8, np.float32)
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,16 @@ def _check_frame(image: object) -> None:
     )
 
 
-def restore_labels(labels: NDArray[np.uint8], size: tuple[int, int], spec: FrameSpec) -> NDArray[np.uint8]:
+def restore_labels(labels: NDArray[_Value], size: tuple[int, int], spec: FrameSpec) -> NDArray[_Value]:
     """A model's labels at the frame's own size: the inverse of `fit_frame`, by nearest neighbour.
 
     Args:
-        labels: uint8 [spec.height, spec.width].
+        labels: uint8 [spec.height, spec.width]; or float32, the confidence in them: each pixel keeps its label's.
         size: (height, width) of the frame before `fit_frame`.
         spec: Of the model.
 
     Returns:
-        uint8 [*size]; `labels` itself where the sizes agree.
+        [*size], of the same type; `labels` itself where the sizes agree.
 
     Raises:
         MediaError: `labels` does not have the size of a frame that `fit_frame` made from `size`.
@@ -83,7 +86,8 @@ def restore_labels(labels: NDArray[np.uint8], size: tuple[int, int], spec: Frame
     if target == size:
         return labels
     inside = labels[box.top : box.top + box.height, box.left : box.left + box.width]
-    return np.asarray(cv2.resize(inside, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+    picked = cv2.resize(inside, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(picked, labels.dtype)
 
 
 def _placement(size: tuple[int, int], spec: FrameSpec) -> tuple[tuple[int, int], _Box]:

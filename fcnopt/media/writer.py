@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.errors import MediaError, UsageError
+from fcnopt.leftovers import clear_up, part_of
 
 _QUALITY = "12"  # constant rate factor of x264: hardly to be told from the original
 
@@ -27,7 +27,7 @@ def write_image(path: str | Path, image: NDArray[np.uint8]) -> Path:
     ok, data = cv2.imencode(path.suffix, image)
     if not ok:
         raise MediaError(f"{path}: the picture cannot be encoded", fix="use .png or .jpg")
-    part = _part_of(path)
+    part = part_of(path, f".part{path.suffix}")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data.tobytes())
@@ -48,10 +48,11 @@ def write_video(path: str | Path, images: Iterable[NDArray[np.uint8]], fps: floa
     import av
 
     path = Path(path)
-    part = _part_of(path)
+    part = part_of(path, f".part{path.suffix}")
     done = False
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
+        clear_up(path)
         with av.open(str(part), "w", options={"movflags": "+faststart"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.pix_fmt = "yuv420p"
@@ -82,10 +83,6 @@ def _even_size(path: Path, image: NDArray[np.uint8]) -> tuple[int, int]:
             f"{path}: H.264 needs an even size, found {width}x{height}", fix="use an even width and height"
         )
     return height, width
-
-
-def _part_of(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
 
 
 def _discard(part: Path) -> None:

@@ -105,11 +105,13 @@ class RangeFile:
                 fix=f"delete {path} to calibrate again",
             ) from error
 
-    def check(self, model: onnx.ModelProto, frames: CalibrationFrames | None, *, name: str = "range file") -> None:
+    def check(
+        self, model: onnx.ModelProto | None, frames: CalibrationFrames | None, *, name: str = "range file"
+    ) -> None:
         """Refuse ranges that belong to something else.
 
         Args:
-            model: The FP32 graph about to be quantized.
+            model: The FP32 graph about to be quantized; None where it is not at hand yet.
             frames: The calibration frames at hand; None where the file alone has to do.
             name: What the error calls the file.
 
@@ -117,7 +119,7 @@ class RangeFile:
             CalibrationError: A hash differs; the message names each that does, with what the file and the
                 present have.
         """
-        found = {"weights": weights_hash(model), "graph": graph_hash(model)}
+        found = {} if model is None else {"weights": weights_hash(model), "graph": graph_hash(model)}
         if frames is not None:
             found["frames"] = frames.hash
         stored = {"weights": self.weights, "frames": self.frames, "graph": self.graph}

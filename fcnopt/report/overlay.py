@@ -6,7 +6,6 @@ H.264 in yuv420p with the index in front (faststart), so that it starts to play 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 
 from fcnopt.errors import MediaError
+from fcnopt.leftovers import clear_up, part_of
 from fcnopt.media.clips import Frame
 from fcnopt.report.drawing import Image, Labels, blend, difference, legend
 from fcnopt.spec import ClassSpec
@@ -77,10 +77,9 @@ class OverlayWriter:
         if self._path.suffix.lower() != ".mp4":
             raise MediaError(f"{self._path}: an overlay video must be .mp4", fix="name the file with .mp4 at its end")
         try:
-            with tempfile.NamedTemporaryFile(
-                dir=self._path.parent, prefix=".overlay-", suffix=".mp4", delete=False
-            ) as file:
-                self._temporary = Path(file.name)
+            clear_up(self._path)
+            self._temporary = part_of(self._path, ".part.mp4")
+            self._temporary.touch(exist_ok=False)  # FFmpeg makes it with the first frame
             self._container = av.open(str(self._temporary), "w", options={"movflags": "faststart"})
         except _FAILURES as error:
             self._discard()
@@ -158,7 +157,6 @@ class OverlayWriter:
         self._write(self._stream.encode(None))
         self._container.close()
         self._container = None
-        self._temporary.chmod(0o644)  # a temporary file is its owner's only
         self._temporary.replace(self._path)
 
     def _discard(self) -> None:
@@ -168,7 +166,8 @@ class OverlayWriter:
                 self._container.close()
             self._container = None
         if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where it could not even be made
+                self._temporary.unlink()
 
     def _cannot(self, error: OSError | av.FFmpegError) -> MediaError:
         return MediaError(

@@ -113,6 +113,7 @@ def print_inspection(found: Inspection, *, console: Console | None = None) -> No
     else:
         _say_spec(say, spec)
     if manifest is not None:
+        say(f"  signature  {_signature(found)}")
         _say_manifest(say, manifest)
         if manifest.layers:
             console.print(layer_table(manifest.layers))
@@ -208,6 +209,13 @@ def _frames_use(manifest: Manifest) -> str:
     """What the frames that a build was given were used for: half precision has no ranges to calibrate."""
     quantized = manifest.precision in ("int8", "fp8")
     return "calibrated on" if quantized else "which nodes stay FP32 was judged on"
+
+
+def _signature(found: Inspection) -> str:
+    if found.signer is None:
+        return "none"
+    known = "which FCNOPT_TRUSTED_KEYS names" if found.trusted else "whoever that is: FCNOPT_TRUSTED_KEYS names no key"
+    return f"by key {found.signer}, {known}"
 
 
 def _batch(batch: int | None) -> str:

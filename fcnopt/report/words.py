@@ -45,6 +45,12 @@ def verdicts(result: BenchResult) -> tuple[str, ...]:
     return tuple(_verdict(result, engine) for engine in result.engines)
 
 
+def rounds_text(result: BenchResult, engine: EngineResult) -> str:
+    """` (5.9 to 6.3 from round to round)`, the speedup's range, or nothing where there is none."""
+    found = result.speedup_range(engine)
+    return "" if found is None else f" ({found[0]:.1f} to {found[1]:.1f} from round to round)"
+
+
 def _verdict(result: BenchResult, engine: EngineResult) -> str:
     drop = engine.drop
     change = f"{'loses' if drop.miou > 0 else 'gains'} {abs(drop.miou):.2f} points of mIoU"
@@ -55,16 +61,15 @@ def _verdict(result: BenchResult, engine: EngineResult) -> str:
         low, high = drop.miou_interval
         sure = f" (95 % interval of the drop {signed(low)} to {signed(high)})"
     worst = result.worst_class(engine)
+    speed = f"{engine.speedup:.1f} times the FPS of {result.reference.name}{rounds_text(result, engine)}"
     if result.truth == "reference":
         least = f", {worst[0]} least ({100 - worst[1]:.2f})" if worst is not None and worst[1] >= 0.005 else ""
         return (
-            f"{engine.name} runs at {engine.speedup:.1f} times the FPS of {result.reference.name}. "
-            f"{engine.equal_labels:.2f} % of its labels are the reference's; {engine.accuracy.miou:.2f} mIoU{sure} "
-            f"against these{least}."
+            f"{engine.name} runs at {speed}. {engine.equal_labels:.2f} % of its labels are the reference's; "
+            f"{engine.accuracy.miou:.2f} mIoU{sure} against these{least}."
         )
     most = f"; {worst[0]} loses most, {signed(worst[1])}" if worst is not None and worst[1] >= 0.005 else ""
     return (
-        f"{engine.name} runs at {engine.speedup:.1f} times the FPS of {result.reference.name} and "
-        f"{change}{sure}{most}. {engine.equal_labels:.2f} % of its labels are the "
+        f"{engine.name} runs at {speed} and {change}{sure}{most}. {engine.equal_labels:.2f} % of its labels are the "
         "reference's."
     )

@@ -90,6 +90,32 @@ def test_the_work_on_a_result_counts_as_latency_and_the_wait_for_the_caller_does
         assert not next(stream).status[0].late
 
 
+def test_a_result_that_waits_for_those_before_it_is_not_there_before_them() -> None:
+    runner = Lanes(2, work=lambda number: time.sleep(0.6 if number == 0 else 0))
+    outs = list(runner.stream(numbered(3), max_latency_ms=300.0))
+    assert labels(outs) == [0, 1, 2]
+    assert all(out.latency_ms > 500 for out in outs)
+    assert all(out.status[0].late for out in outs)
+
+
+def test_a_live_picture_grows_old_while_its_caller_is_busy() -> None:
+    with Lanes().stream(camera(30, 0.01), policy="drop-oldest", max_latency_ms=250.0) as stream:
+        next(stream)
+        time.sleep(0.6)  # the next result is there long before it is asked for
+        out = next(stream)
+    assert out.latency_ms > 400
+    assert out.status[0].late
+
+
+def test_the_time_that_a_frame_waited_for_its_turn_is_told_apart() -> None:
+    """Of a clip that is there at once, frames wait in line; of a camera that is slower than the engine none does."""
+    runner = Lanes(work=lambda _: time.sleep(0.1))
+    line = list(runner.stream(numbered(8), prefetch=4))
+    assert all(out.waited_ms > 200 for out in line[5:])
+    assert all(90 < out.latency_ms - out.waited_ms < 200 for out in line[5:])
+    assert all(out.waited_ms < 50 for out in runner.stream(camera(4, 0.2)))
+
+
 @pytest.mark.parametrize("policy", ["block", "drop-oldest"])
 @pytest.mark.parametrize("batch", [None, 4])
 def test_a_source_that_stalls_ends_the_stream_after_the_frames_before(policy: Any, batch: int | None) -> None:

@@ -109,6 +109,17 @@ def test_a_new_shape_voids_the_graphs_and_the_buffers_fit_the_largest(cuda, rng)
         np.testing.assert_array_equal(runner.run(frames).labels, frames[..., 0] % 5)
 
 
+def test_more_frames_than_the_largest_built_for_run_one_after_another(cuda, rng):
+    trt = fake_trt(cuda, (1, 4, 6, 3), (3, 8, 10, 3))
+    with opened(cuda, trt, tiny_spec(None, None)) as runner:
+        assert runner.most == 3
+        for count in (2, 3, 5, 7):
+            frames = rng.integers(0, 256, (count, 4, 6, 3), np.uint8)
+            np.testing.assert_array_equal(runner.run(frames).labels, frames[..., 0] % 5)
+    with opened(cuda) as fixed:
+        assert (fixed.batch, fixed.most) == (1, None)
+
+
 def test_gpu_frames_are_read_where_they_are(cuda, images):
     arrays = [GpuArray(cuda, image, stream=5) for image in images[:2]]
     with opened(cuda) as runner:

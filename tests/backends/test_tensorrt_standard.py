@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -191,9 +190,17 @@ def test_a_build_that_fails_says_why_and_writes_nothing(build, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_gpu_standard_tensorrt_does_not_build(monkeypatch, tmp_path):
-    monkeypatch.setattr(tensorrt_build, "load", lambda _: Recorder("11.4.0", FIXED))
+@pytest.mark.parametrize("there", [True, False])
+def test_without_a_gpu_standard_tensorrt_does_not_build(monkeypatch, there):
+    """Not installing it is the fix: it would not build then either."""
+
+    def load(_):
+        if not there:
+            raise BackendError("tensorrt is not installed", fix="install it")
+        return Recorder("11.4.0", FIXED)
+
+    monkeypatch.setattr(tensorrt_build, "load", load)
     monkeypatch.setattr(tensorrt_build, "gpu_problem", lambda: "cudaError 35: no driver")
     with pytest.raises(BackendError, match="needs an NVIDIA GPU: cudaError 35") as caught:
-        TensorRtBuilder("tensorrt").build(Path("m.onnx"), tmp_path, BuildOptions(), silent)
+        TensorRtBuilder("tensorrt").check(BuildOptions())
     assert "tensorrt-rtx:sm86" in caught.value.fix

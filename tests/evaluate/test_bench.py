@@ -3,15 +3,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fcnopt.backends.base import Outputs
 from fcnopt.evaluate.bench import bench
 from fcnopt.evaluate.confusion import ConfusionMatrix, bootstrap_drop
 from fcnopt.evaluate.options import BenchOptions
 from fcnopt.media.clips import Frame
+from tests.engines import engine_of
 from tests.evaluate.fakes import CLASSES, SMALL, FakeClip, FakeRunner, wrong_corner
 
 
@@ -244,3 +247,22 @@ def test_memory_is_the_process_and_its_growth() -> None:
     assert memory.growth_mib > 60 > base.growth_mib
     assert memory.process_peak_mib > 64
     assert len(kept) == 1
+
+
+class RgbRunner(FakeRunner):
+    """Takes RGB, in which the label map of a `FakeClip` is the last channel."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.spec = replace(self.spec, frame=replace(self.spec.frame, color="RGB"))
+
+    def infer(self, frames: Any) -> Outputs:
+        return super().infer(frames[..., ::-1])
+
+
+def test_a_loaded_engine_gets_the_same_frames_as_its_reference_where_the_model_takes_rgb() -> None:
+    """A loaded engine's own stream takes BGR as a camera gives it, and turns it itself."""
+    with engine_of(RgbRunner("openvino int8")) as engine:
+        result = bench(FakeClip(), [engine], RgbRunner("torch fp32"), SMALL)
+    assert (result.reference.accuracy.miou, result.reference.equal_labels) == (100.0, 100.0)
+    assert (result.engines[0].accuracy.miou, result.engines[0].equal_labels) == (100.0, 100.0)

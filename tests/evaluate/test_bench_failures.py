@@ -121,8 +121,8 @@ def test_a_broken_clip_is_not_blamed_on_an_engine() -> None:
 
 
 class LosingRunner(FakeRunner):
-    def stream(self, source: Any, **choices: Any) -> Any:
-        return (outputs for outputs in super().stream(source, **choices) if outputs.index != 1)
+    def _open_stream(self, *arguments: Any, **choices: Any) -> Any:
+        return (outputs for outputs in super()._open_stream(*arguments, **choices) if outputs.index != 1)
 
 
 def test_an_engine_that_loses_a_frame() -> None:

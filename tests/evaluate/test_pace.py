@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from fcnopt.evaluate.bench import unsteady
 from fcnopt.evaluate.turns import Pace, pace_of, uncounted
 
 _Process = Generator[float | Callable[[], bool], None, None]
@@ -241,3 +242,12 @@ def test_the_stretch_begins_when_as_many_are_done_as_are_in_flight() -> None:
     fitted = [now - 5.0 for now in done]
     assert pace_of(0.0, fitted, 45.0, done, 2) == Pace(2, 20.0, whole=False)  # from 20 to 40
     assert pace_of(0.0, fitted, 35.0, done, 2) == Pace(4, 40.0, whole=True)  # 10 to 30 would begin too early
+
+
+def test_rates_that_differ_from_round_to_round_are_told() -> None:
+    steady = [Pace(10, 1.0, whole=False), Pace(10, 0.9, whole=False)]
+    assert unsteady("int8", steady) == ""
+    note = unsteady("int8", [*steady, Pace(10, 2.0, whole=False)])
+    assert note.startswith("The machine was disturbed: int8 ran at 5 to 11.1 FPS from round to round.")
+    # the timing of a few milliseconds says nothing of the machine
+    assert unsteady("int8", [*steady, Pace(1, 0.2, whole=False)]) == ""

@@ -180,6 +180,16 @@ def test_the_worst_class_is_the_one_that_loses_most(result: BenchResult) -> None
     assert result.worst_class(absent) is None
 
 
+def test_the_range_of_the_speedup_goes_round_by_round(result: BenchResult) -> None:
+    reference = replace(result.reference, fps_rounds=(2.0, 4.0))
+    engine = replace(result.engines[0], fps_rounds=(12.0, 20.0))
+    assert replace(result, reference=reference).speedup_range(engine) == (5.0, 6.0)
+    # rounds that cannot be paired, and a single one, say nothing of it
+    assert replace(result, reference=reference).speedup_range(replace(engine, fps_rounds=(12.0, 20.0, 20.0))) is None
+    single = replace(result, reference=replace(reference, fps_rounds=(2.0,)))
+    assert single.speedup_range(replace(engine, fps_rounds=(12.0,))) is None
+
+
 def test_open_gates_let_pass(result: BenchResult) -> None:
     check_gates(result)
     check_gates(result, max_miou_drop=99, max_class_drop=99, min_fps=0.001)

@@ -20,7 +20,7 @@ from fcnopt.errors import MediaError, UsageError
 from fcnopt.media.base import Frame
 from fcnopt.media.clips import open_clip
 from fcnopt.media.labels import read_label_map
-from fcnopt.media.sinks import LabelSink, LabelSource, open_sink
+from fcnopt.media.sinks import LabelSink, LabelSource, open_sink, opened
 from fcnopt.media.sinks.mcap import CLASSES_RECORD, LABELS_TOPIC, OVERLAY_TOPIC
 from fcnopt.media.sinks.video import CLASSES_TAG
 from fcnopt.media.writer import write_video
@@ -251,6 +251,25 @@ def test_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: p
     with pytest.raises(MediaError, match="out: cannot be written: No space left on device"), sink.opened(SOURCE):
         sink.write(shot(0), maps(1)[0])
     assert not list(tmp_path.iterdir())
+
+
+def test_of_several_places_none_is_taken_where_one_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = (tmp_path / "1" / "a", tmp_path / "2" / "b.mkv")
+    for place in places:
+        place.parent.mkdir()
+        write(place, maps(2))
+    kept = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    sinks = [open_sink(place, overwrite=True) for place in places]
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sinks[1], "_close", full)
+    with pytest.raises(MediaError, match=r"b\.mkv: cannot be written: No space"), opened(sinks, SOURCE):
+        _ = [sink.write(shot(0), maps(1)[0]) for sink in sinks]
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == kept
 
 
 def test_folder_that_is_not_of_labels_is_never_replaced(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import av
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from fcnopt.errors import MediaError
 from fcnopt.evaluate.bench import BenchOptions, bench
+from fcnopt.leftovers import part_of
 from fcnopt.media.clips import Frame
 from fcnopt.report.overlay import OverlayWriter
 from tests.evaluate.fakes import CLASSES, FakeClip, FakeRunner, wrong_corner
@@ -113,6 +115,15 @@ def test_a_failed_bench_leaves_nothing(tmp_path: Path) -> None:
         bench(clip, [FakeRunner("int8", fail)], FakeRunner(), options, observers=[overlay])
     assert overlay.frames == 8
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"of an earlier run"]
+
+
+def test_what_a_killed_bench_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    left = part_of(tmp_path / "overlay.mp4", ".part.mp4")
+    dead = left.with_name(left.name.replace(str(os.getpid()), "999999999"))
+    dead.touch()
+    with OverlayWriter(tmp_path / "overlay.mp4", CLASSES) as overlay:
+        bench(FakeClip(), [FakeRunner("a")], FakeRunner(), OPTIONS, observers=[overlay])
+    assert [path.name for path in tmp_path.iterdir()] == ["overlay.mp4"]
 
 
 def test_a_missing_folder_is_one_clear_error(tmp_path: Path) -> None:

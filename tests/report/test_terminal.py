@@ -106,7 +106,12 @@ def test_verdicts_say_speed_loss_and_worst_class(result: BenchResult) -> None:
     worst = result.worst_class(engine)
     assert worst is not None
     text = verdicts(result)[0]
-    assert text.startswith(f"openvino int8 runs at {engine.speedup:.1f} times the FPS of torch fp32 and loses ")
+    least, most = result.speedup_range(engine) or (0.0, 0.0)
+    assert least <= most
+    assert text.startswith(
+        f"openvino int8 runs at {engine.speedup:.1f} times the FPS of torch fp32 ({least:.1f} to {most:.1f} from round "
+        "to round) and loses "
+    )
     assert f"{engine.drop.miou:.2f} points of mIoU (95 % interval of the drop " in text
     assert f"{worst[0]} loses most, {signed(worst[1])}. {engine.equal_labels:.2f} % of its labels" in text
     assert " and gains " in verdicts(result)[1]  # it is right where the reference is wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -74,6 +75,19 @@ def test_no_command_opens_the_graph_of_a_bundle_that_is_not_trusted(
         refused = fcnopt_cli(*command)
         assert refused.exit_code == 1, refused.output
         assert "is signed by an unknown key" in refused.output
+
+
+def test_inspect_says_who_signed_a_bundle(bundle: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signer = Bundle.read(bundle).signer
+    assert signer is not None
+    assert f"  signature  by key {signer}, whoever that is" in fcnopt_cli("inspect", bundle).output
+    monkeypatch.setenv("FCNOPT_TRUSTED_KEYS", str(keys / "release.pub"))
+    assert f"  signature  by key {signer}, which FCNOPT_TRUSTED_KEYS names" in fcnopt_cli("inspect", bundle).output
+    shown = json.loads(fcnopt_cli("inspect", bundle, "--json").output)
+    assert shown["signature"] == {"signer": signer, "trusted": True}
+    monkeypatch.delenv("FCNOPT_TRUSTED_KEYS")
+    (bundle / bundles.SIGNATURE).unlink()
+    assert "  signature  none\n" in fcnopt_cli("inspect", bundle).output
 
 
 def test_bench_takes_only_what_a_trusted_key_signed(bundle: Path, keys: Path, street: Path) -> None:

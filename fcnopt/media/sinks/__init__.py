@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fcnopt.errors import UsageError
-from fcnopt.media.sinks.base import LabelSink, LabelSource
+from fcnopt.media.sinks.base import LabelSink, LabelSource, opened
 
-__all__ = ["LabelSink", "LabelSource", "open_sink"]
+__all__ = ["LabelSink", "LabelSource", "open_sink", "opened"]
 
 
 def open_sink(path: str | Path, *, overwrite: bool = False) -> LabelSink:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -67,33 +67,53 @@ class LabelSink(ABC):
 
     @contextlib.contextmanager
     def opened(self, source: LabelSource) -> Iterator[Self]:
-        """Begin to write. Left without an error, what was written takes its name.
+        """Begin to write, alone; see the function `opened`."""
+        with opened([self], source):
+            yield self
 
-        Left with one, Ctrl-C too, nothing remains, and what was there before is untouched. A process that is killed
-        leaves a hidden `.NAME.*.part`, which the next one that writes there removes.
+    def begin(self, source: LabelSource) -> None:
+        """Begin to write beside the place.
 
         Raises:
-            MediaError: It cannot be written, or there were no frames.
+            MediaError: It cannot be written, or something is there that is not to be replaced.
         """
         self.source = source
-        whole = False
-        try:
-            with self._told():
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                clear_up(self.path)
-                self._check_place()  # what a killed process had moved aside may be back
-                self._open(self._part)
-            yield self
-            with self._told():
-                self._close()
-                if not self.frames:
-                    raise MediaError(f"{self.path}: no frames to write", fix="give a clip with frames")
-                self._check_place()
-                self._take_place()
-            whole = True
-        finally:
-            if not whole:
-                self._discard()
+        with self._told():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            clear_up(self.path)
+            self._check_place()  # what a killed process had moved aside may be back
+            self._open(self._part)
+
+    def end(self) -> None:
+        """End to write.
+
+        Raises:
+            MediaError: It cannot be written, there were no frames, or the place was taken meanwhile.
+        """
+        with self._told():
+            self._close()
+            if not self.frames:
+                raise MediaError(f"{self.path}: no frames to write", fix="give a clip with frames")
+            self._check_place()
+
+    def place(self) -> None:
+        """Put what was written where it belongs.
+
+        Raises:
+            MediaError: It cannot be put there.
+        """
+        with self._told():
+            self._take_place()
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        with contextlib.suppress(OSError, *self._faults()):
+            self._close()
+        if self._part.is_dir():
+            shutil.rmtree(self._part, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                self._part.unlink(missing_ok=True)
 
     def write(self, frame: Frame, labels: NDArray[np.uint8]) -> None:
         """Add the labels of the next frame.
@@ -133,15 +153,6 @@ class LabelSink(ABC):
     def _take_place(self) -> None:
         self._part.replace(self.path)
 
-    def _discard(self) -> None:
-        with contextlib.suppress(OSError, *self._faults()):
-            self._close()
-        if self._part.is_dir():
-            shutil.rmtree(self._part, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                self._part.unlink(missing_ok=True)
-
     def _faults(self) -> tuple[type[Exception], ...]:
         """What a writer's library raises beside `OSError`."""
         return ()
@@ -157,3 +168,30 @@ class LabelSink(ABC):
                 f"{self.path}: cannot be written: {getattr(error, 'strerror', None) or error}",
                 fix="choose a folder that you may write to, on a disk with free space",
             ) from error
+
+
+@contextlib.contextmanager
+def opened(sinks: Sequence[LabelSink], source: LabelSource) -> Iterator[None]:
+    """Begin to write to all of them. Left without an error, what was written takes its name, once all of it is whole.
+
+    Left with one, Ctrl-C too, nothing remains, and what was there before is untouched. A process that is killed leaves
+    a hidden `.NAME.*.part` of each, which the next one that writes there removes.
+
+    Raises:
+        MediaError: One cannot be written, or there were no frames.
+    """
+    whole, begun = False, list[LabelSink]()
+    try:
+        for sink in sinks:
+            begun.append(sink)
+            sink.begin(source)
+        yield
+        for sink in sinks:
+            sink.end()
+        for sink in sinks:
+            sink.place()
+        whole = True
+    finally:
+        if not whole:
+            for sink in begun:
+                sink.discard()
