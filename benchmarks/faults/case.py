@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,19 @@ class Fault(Exception):  # noqa: N818  (what was found out, not an error of this
     """What must not have happened."""
 
 
-def judged(use: Callable[[], str]) -> tuple[str, str]:
-    """The outcome, and what is wrong with it: only fcnopt's own errors, with a message and a fix, may come."""
+def judged(use: Callable[[], str], named: Sequence[str] = ()) -> tuple[str, str]:
+    """The outcome, and what is wrong with it: only fcnopt's own errors, with a message and a fix, may come.
+
+    Args:
+        use: Says what came of it, or raises.
+        named: Words of which an error's message must have one; () for none.
+    """
     try:
         return use(), ""
     except FcnoptError as error:
-        return f"refused: {type(error).__name__}", _unclear(error)
+        unnamed = f"names none of {', '.join(named)}: {error.message[:300]}"
+        missing = bool(named) and not any(word in error.message for word in named)
+        return f"refused: {type(error).__name__}", unnamed if missing else _unclear(error)
     except Fault as fault:
         return "fault", str(fault)
     except Exception as error:  # noqa: BLE001  (that this is another's is what is looked for)

@@ -30,7 +30,8 @@ def served(bundle: Path, python: Path | None, minutes: float = 10.0) -> list[Tal
         words = (str(bundle.resolve()), "--minutes", str(minutes), "--out", str(out))
         done = run_in(BENCHMARKS, [str(python), "-m", "serving.overload", *words], 60 * minutes + 900)
         if not out.is_file():
-            return [not_run(FAMILY, _WHAT, _PROMISE, f"it failed: {done.stderr.strip()[-300:]}")]
+            said = done.stderr.strip()[-300:]
+            return [Tally(FAMILY, _WHAT, _PROMISE, faults=[f"exit code {done.returncode} before the end: {said}"])]
         return [counted(json.loads(out.read_text("utf-8")), done.returncode)]
 
 

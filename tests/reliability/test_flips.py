@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from faults.case import judged
 from faults.flips import flips
 
 from fcnopt.bundle import Bundle
+from fcnopt.errors import BundleError
 from fcnopt.manifest import _CHECKSUM, Manifest
 
 
@@ -36,6 +38,15 @@ def test_a_load_that_does_not_verify_is_noticed(seeds: Path, monkeypatch: pytest
     monkeypatch.setattr("fcnopt.manifest._check_sum", lambda _: None)
     unsigned, manifest, *_ = flips(seeds / "engines" / "net", 12, every=211)
     assert [fault for fault in (*unsigned.faults, *manifest.faults) if "loaded as if nothing was wrong" in fault]
+
+
+def test_a_refusal_that_names_no_file_is_noticed() -> None:
+    def refused() -> str:
+        raise BundleError("net/model.onnx: SHA-256 is another", fix="copy it again")
+
+    assert judged(refused, ("model.onnx",)) == ("refused: BundleError", "")
+    outcome, fault = judged(refused, ("engine.bin",))
+    assert (outcome, fault) == ("refused: BundleError", "names none of engine.bin: net/model.onnx: SHA-256 is another")
 
 
 def test_a_manifest_of_before_the_checksum_is_read(seeds: Path) -> None:

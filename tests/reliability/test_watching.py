@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from faults.outcome import Tally, not_run
 from faults.probing import Cases, probe
+from faults.served import served
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +58,14 @@ def test_a_row_without_what_it_needs_proves_nothing() -> None:
     tally.add("killed, then whole")
     assert tally.held
     assert not_run("load", "x", "y", "no server").verdict == "not run: no server"
+
+
+def test_a_server_that_dies_under_load_is_no_row_that_was_not_run(tmp_path: Path) -> None:
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\necho 'Segmentation fault' >&2\nexit 139\n")
+    dying.chmod(0o755)
+    (row,) = served(tmp_path / "net", dying, 0.1)
+    assert row.faults == ["exit code 139 before the end: Segmentation fault"]
+    assert not row.held
+    (without,) = served(tmp_path / "net", None)
+    assert without.verdict.startswith("not run: ")
