@@ -34,7 +34,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint test-serve
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -m "not gpu" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # make test-serve   what serves, in an environment without torch
 .venv-serve/installed: pyproject.toml constraints-serve.txt

@@ -2,16 +2,18 @@
 
     python benchmarks/growth.py --out benchmarks/results/growth
 
-Exports and builds the network anew for every point (FP32 and INT8, calibrated on two frames: speed does not depend on
-ranges) and runs each engine in a process of its own. Peaks are measured: matrix products in the runtime's own kernels,
-and copies in memory. Writes OUT.json and OUT.md.
+Exports the network anew for every size and number of classes, builds it as `fcnopt build` does (FP32, and INT8
+calibrated on one frame: speed does not depend on ranges) and runs each engine in a process of its own. Peaks are
+measured: matrix products in the runtime's own kernels, and copies in memory. Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -107,14 +109,14 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
     peaks = Peaks.measured()
     points: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    for variant in options.variants():
-        for precision in PRECISIONS:
-            with tempfile.TemporaryDirectory(prefix="fcnopt-growth-") as folder:
-                sources = Sources(options.checkpoint, options.calibration, options.target, Path(folder), progress)
-                try:
-                    points.append(measure(variant, precision, sources, peaks, options.runs))
-                except FcnoptError as error:
-                    skipped.append({"text": variant.text, "precision": precision, "skipped": error.message})
+    with tempfile.TemporaryDirectory(prefix="fcnopt-growth-") as folder:
+        sources = Sources(options.checkpoint, options.calibration, options.target, Path(folder), progress)
+        for variant, precision in itertools.product(options.variants(), PRECISIONS):
+            progress(f"== {variant.axis} {variant.text}, {precision}", 0.0)
+            try:
+                points.append(measure(variant, precision, sources, peaks, options.runs))
+            except FcnoptError as error:
+                skipped.append({"text": variant.text, "precision": precision, "skipped": error.message})
     return {
         "machine": describe_machine(),
         "command": options.command(),
@@ -134,6 +136,7 @@ def measure(variant: Variant, precision: Precision, sources: Sources, peaks: Pea
     """
     folder, model = make(variant, precision, sources)
     found = in_own_process(folder, runs)
+    shutil.rmtree(folder)  # an engine of an FCN-8s has up to 0.3 GB
     return asdict(variant) | {
         "text": variant.text,
         "amount": variant.amount,

@@ -21,6 +21,7 @@ from fcnopt.graph import io
 from fcnopt.graph.batch import with_batch
 from fcnopt.graph.passes import CPU_PASSES, PassReport
 from fcnopt.graph.passes import optimize as run_passes
+from fcnopt.graph.prepost import batch_of
 from fcnopt.locate import ENGINES, model_file, newest_model
 from fcnopt.manifest import AccuracyClaim, Manifest
 from fcnopt.origin import Origin
@@ -29,6 +30,7 @@ from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import Quantized
 from fcnopt.quantize.precision import checked_frames, finish
 from fcnopt.quantize.qdq import activation_kind
+from fcnopt.quantize.rangefile import RangeFile
 from fcnopt.quantize.recipe import Recipe
 from fcnopt.quantize.tune import tune
 from fcnopt.selftest import prove
@@ -65,7 +67,7 @@ def build(
         The bundle's folder, engines/NAME.
 
     Raises:
-        UsageError: An argument is wrong, or there is no model.
+        UsageError: An argument is wrong, there is no model, or it takes several frames at a time where each is judged.
         CalibrationError: int8 or fp8 has no frames, or the kept ranges belong to something else.
         BuildError: The runtime refused the graph, or the engine does not agree with it.
     """
@@ -100,8 +102,15 @@ def build(
     # Only a rewritten graph is decided from frames; for the others one will do, for the known answer.
     quantized = wanted in ("int8", "fp8")
     rewritten = quantized or (wanted != "fp32" and aim.form == "tensorrt")
-    drawn = settings if rewritten else replace(settings, max_frames=1, select="even")
-    frames = calibration_frames(calibration, drawn, spec, original, needed=quantized, progress=report)
+    batch = batch_of(original) or 1
+    drawn = settings if rewritten and batch == 1 else replace(settings, max_frames=1, select="even")
+    needed = quantized and batch == 1  # to be asked for frames and refused then would be worse
+    frames = calibration_frames(calibration, drawn, spec, original, needed=needed, progress=report)
+    if batch > 1 and (quantized or (rewritten and frames is not None)):
+        raise _takes_several(source, batch, wanted)
+    ranges = settings.calib / f"{source.stem}.json"
+    if quantized and not settings.recalibrate and ranges.exists():  # before the passes, which take their time
+        RangeFile.load(ranges).check(None, frames, name=str(ranges))
     optimized, passes = run_passes(original, progress=report) if settings.optimize else (original, ())
     work = _Work(source, optimized, spec, wanted, aim, frames, settings, report)
     precise, recipe, accuracy = _quantized(work) if quantized else (_rewritten(work), None, None)
@@ -259,6 +268,13 @@ def _few_frames(precision: Precision, frames: CalibrationFrames | None) -> tuple
         return ()
     return (
         f"{precision}: calibrated on {frames.count} frames only; {_FEW_FRAMES} or more, of several drives, are advised",
+    )
+
+
+def _takes_several(source: Path, batch: int, precision: Precision) -> UsageError:
+    return UsageError(
+        f"{source}: takes {batch} frames at a time, but frames for {precision} are judged one by one",
+        fix=f"make the network's ONNX file with a batch of 1, export it again, and add --batch {batch} here",
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fcnopt.choices import read_classes, read_normalization, read_size
 from fcnopt.errors import UsageError
 from fcnopt.graph import io
-from fcnopt.graph.prepost import attach
+from fcnopt.graph.prepost import attach, batch_of
 from fcnopt.models.sources import Source, demo_checkpoint, open_source
 from fcnopt.models.verify import Verification, random_frames, verify
 from fcnopt.origin import ORIGIN_KEY
@@ -38,7 +38,7 @@ class ExportOptions:
     Attributes:
         size: (height, width) of the frames; None takes the network's own where it has one, else the data
             set's: 360 x 480 for CamVid, 512 x 1024 for Cityscapes, 192 x 320 for the demo; else 480 x 640.
-        dynamic: Leave batch, height and width open. The batch is 1 otherwise.
+        dynamic: Leave batch, height and width open. The batch is 1 otherwise, or that of an ONNX file which fixes it.
         padding: `same` or `caffe`; needed for an FCN without batch norm.
         normalize: A name in `NORMALIZATIONS`, or mean and std as "R,G,B/R,G,B"; None means `caffe` for an FCN with
             padding `caffe`, else `imagenet`.
@@ -97,6 +97,7 @@ class ExportResult:
         architecture: For people: "FCN-8s VGG16 BN, 11 classes, padding same".
         verification: Against the network it came from.
         notes: What was concluded or chosen, one line each.
+        batch: Frames that it takes at a time; None where that is open.
     """
 
     path: Path
@@ -104,6 +105,7 @@ class ExportResult:
     architecture: str
     verification: Verification
     notes: tuple[str, ...] = ()
+    batch: int | None = 1
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -112,10 +114,9 @@ class ExportResult:
         """A few lines for the console."""
         frame = self.spec.frame
         size = f"{frame.height or 'H'}, {frame.width or 'W'}"
-        batch = 1 if frame.height else "N"
         lines = [
             f"wrote {self.path} ({self.path.stat().st_size / 1e6:.1f} MB): {self.architecture}",
-            f"takes frames uint8 [{batch}, {size}, 3] {frame.color}, gives {', '.join(self.spec.outputs)}",
+            f"takes frames uint8 [{self.batch or 'N'}, {size}, 3] {frame.color}, gives {', '.join(self.spec.outputs)}",
             f"verified on {self.verification}",
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -173,7 +174,7 @@ def export(
     report("save", 0.0)
     io.save(model, path)
     report("save", 1.0)
-    return ExportResult(path, spec, source.description, verification, tuple(notes))
+    return ExportResult(path, spec, source.description, verification, tuple(notes), batch_of(model))
 
 
 def _spec(

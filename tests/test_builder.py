@@ -19,6 +19,7 @@ from fcnopt.builder import build, optimize
 from fcnopt.bundle import Bundle, load
 from fcnopt.errors import BackendError, BuildError, BundleError, CalibrationError, FcnoptError, UsageError
 from fcnopt.graph import io
+from fcnopt.graph.batch import with_batch
 from fcnopt.inspection import inspect
 from fcnopt.locate import find_reference, newest_bundle, newest_model
 from fcnopt.origin import ORIGIN_KEY, Origin
@@ -62,6 +63,55 @@ def test_engines_of_several_frames_at_a_time(
         assert inspect(three).stats.macs == inspect(one).stats.macs, "a frame's"
         pairs = zip(engine.stream(street / "clip.mp4"), single.stream(street / "clip.mp4"), strict=True)
         assert np.mean([(a.labels == b.labels).mean() for a, b in pairs]) > 0.999
+
+
+@pytest.fixture
+def four_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """As the export of an ONNX file that takes four frames at a time."""
+    return io.save(with_batch(io.load(tiny_model), 4), tmp_path / "four.onnx")
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_a_model_that_takes_several_frames_at_a_time_builds_where_no_frame_is_judged(
+    four_model: Path, street: Path, tmp_path: Path, target: str
+) -> None:
+    settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib", select="diverse")
+    path = build(four_model, precision="fp32", target=target, calibration=street / "images", settings=settings)
+    with load(path) as engine:
+        assert engine.batch == 4
+        assert len(list(engine.stream(street / "clip.mp4"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("precision", "target"),
+    [("int8", "onnxruntime"), ("int8", "openvino"), ("fp8", "tensorrt-rtx:sm89"), ("fp16", "tensorrt-rtx:sm89")],
+)
+@pytest.mark.parametrize("select", ["even", "diverse"])
+def test_a_model_that_takes_several_frames_at_a_time_is_refused_where_frames_are_judged(
+    four_model: Path, street: Path, tmp_path: Path, precision: Any, target: str, select: Any
+) -> None:
+    if "rtx" in target:
+        pytest.importorskip("tensorrt_rtx")
+    settings = BuildSettings(folder=tmp_path / "engines", calib=tmp_path / "calib", select=select)
+    message = rf"four\.onnx: takes 4 frames at a time, but frames for {precision} are judged one by one"
+    with pytest.raises(UsageError, match=message) as caught:
+        build(four_model, precision=precision, target=target, calibration=street / "images", settings=settings)
+    assert "a batch of 1" in caught.value.fix
+    assert "--batch 4" in caught.value.fix
+    assert not list(tmp_path.glob("engines/*"))
+
+
+def test_the_batch_is_refused_before_frames_are_asked_for(four_model: Path, tmp_path: Path) -> None:
+    settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib")
+    with pytest.raises(UsageError, match="takes 4 frames at a time"):
+        build(four_model, precision="int8", target="onnxruntime", settings=settings)
+
+
+def test_half_precision_without_frames_takes_any_batch(four_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib")
+    path = build(four_model, precision="fp16", target="tensorrt-rtx:sm89", settings=settings)
+    assert inspect(path).batch == 4
 
 
 def test_a_batch_below_one_is_refused() -> None:
@@ -174,7 +224,7 @@ def test_label_maps_left_out_are_noted_in_the_bundle(tiny_model: Path, street: P
 
 
 def test_kept_ranges_are_used_again_and_refused_for_other_frames(
-    tiny_model: Path, street: Path, tmp_path: Path
+    tiny_model: Path, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib")
 
@@ -187,8 +237,10 @@ def test_kept_ranges_are_used_again_and_refused_for_other_frames(
     kept = file.read_bytes()
     run(street / "images")
     assert file.read_bytes() == kept
-    with pytest.raises(CalibrationError, match="frames"):
-        run(street / "images", max_frames=3)
+    with monkeypatch.context() as patch:  # before the graph passes, which take their time
+        patch.setattr(builder, "run_passes", lambda *_a, **_k: pytest.fail("passes ran first"))
+        with pytest.raises(CalibrationError, match=r"ranges belong to other frames: .*\(6 frames then, 3 now\)"):
+            run(street / "images", max_frames=3)
     assert file.read_bytes() == kept
     run(street / "images", max_frames=3, recalibrate=True)
     assert file.read_bytes() != kept

@@ -11,10 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fcnopt
+from fcnopt.backends.machine import cpu_isa
 from fcnopt.cli import main
 from fcnopt.errors import GraphError, MediaError, UsageError
 from fcnopt.graph import io
 from fcnopt.graph.prepost import attach
+from fcnopt.quantize import qdq
 from fcnopt.quantize.casts import to_half
 from fcnopt.settings import BuildSettings
 from fcnopt.spec import METADATA_KEY
@@ -32,9 +34,11 @@ def bundle(tiny_model: Path, street: Path, tmp_path_factory: pytest.TempPathFact
     """The tiny network in INT8, its scores reading floats."""
     folder = tmp_path_factory.mktemp("bundles")
     settings = BuildSettings(folder=folder, calib=folder / "calib", method="minmax", name="tiny-int8")
-    return fcnopt.build(
-        tiny_model, precision="int8", target="openvino", calibration=street / "images", settings=settings
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qdq, "int8_saturates", lambda: False)  # weights of the same numbers on every CPU
+        return fcnopt.build(
+            tiny_model, precision="int8", target="openvino", calibration=street / "images", settings=settings
+        )
 
 
 def test_a_bundle_against_its_model(tiny_model: Path, bundle: Path, street: Path) -> None:
@@ -115,6 +119,7 @@ def test_half_precision_parts_by_its_rounding(tiny_model: Path, street: Path, tm
     assert all(40 < layer.result.sqnr_db < 90 for layer in found.layers)
 
 
+@pytest.mark.skipif("bf16" not in cpu_isa(), reason="this CPU has no BF16")
 def test_a_precision_that_is_not_in_the_graph_is_said(tiny_model: Path, street: Path, tmp_path: Path) -> None:
     settings = BuildSettings(folder=tmp_path, name="wide")
     path = fcnopt.build(tiny_model, precision="bf16", target="openvino", settings=settings)

@@ -86,6 +86,23 @@ def test_the_result_tells_what_was_done(bare: Path, tmp_path: Path) -> None:
     assert result.verification.equal_labels == 1.0
 
 
+@pytest.mark.parametrize(("batch", "expected"), [("N", 1), (4, 4)])
+def test_the_batch_that_the_result_tells_is_the_files(
+    bare: Path, tmp_path: Path, batch: int | str, expected: int
+) -> None:
+    model = io.load(bare)
+    for value in (*model.graph.input, *model.graph.output):
+        dim = value.type.tensor_type.shape.dim[0]
+        dim.Clear()
+        dim.MergeFrom(onnx.TensorShapeProto.Dimension(**{"dim_param" if batch == "N" else "dim_value": batch}))
+    result = export(io.save(model, tmp_path / "theirs.onnx"), tmp_path / "out.onnx")
+    assert result.batch == expected
+    assert f"takes frames uint8 [{expected}, 33, 47, 3] BGR" in result.describe()
+    assert run(result, random_frames(expected, 33, 47))["labels"].shape == (expected, 33, 47)
+    shape = onnx.load(result.path).graph.input[0].type.tensor_type.shape
+    assert [dim.dim_value for dim in shape.dim] == [expected, 33, 47, 3]
+
+
 @pytest.fixture(scope="module", params=["same", "caffe"])
 def dynamic(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[FCN, ExportResult]:
     folder = tmp_path_factory.mktemp(request.param)

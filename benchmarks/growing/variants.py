@@ -12,7 +12,7 @@ from fcnopt.backends.base import Precision, Progress
 from fcnopt.bundle import MODEL
 from fcnopt.graph import io
 
-_FRAMES = 2  # speed and memory do not depend on the ranges
+_FRAMES = 1  # speed and memory do not depend on the ranges
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ def make(variant: Variant, precision: Precision, sources: Sources) -> tuple[Path
     if variant.classes is not None:
         checkpoint = with_classes(checkpoint, variant.classes, sources.work / f"classes-{variant.classes}.pth")
     stem = f"{checkpoint.stem}-{variant.size[0]}x{variant.size[1]}"
-    options = ExportOptions(size=variant.size)
-    exported = export(checkpoint, sources.work / f"{stem}.onnx", options=options, progress=sources.progress)
+    exported = sources.work / f"{stem}.onnx"
+    if not exported.exists():  # for another precision or batch
+        export(checkpoint, exported, options=ExportOptions(size=variant.size), progress=sources.progress)
     settings = BuildSettings(
         max_frames=_FRAMES,
         batch=variant.batch if variant.batch > 1 else None,
@@ -87,7 +88,7 @@ def make(variant: Variant, precision: Precision, sources: Sources) -> tuple[Path
         name=f"{stem}-b{variant.batch}",
     )
     path = build(
-        exported.path,
+        exported,
         precision=precision,
         target=sources.target,
         calibration=sources.calibration,

@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def usable_cores() -> int:
 def cpu_isa() -> tuple[str, ...]:
     """The vector extensions of this machine that matter, as `describe_machine` names them."""
     return isa_of(_read("/proc/cpuinfo"))
+
+
+def int8_saturates(isa: Sequence[str] | None = None) -> bool:
+    """Whether integer kernels of a CPU add pairs of int8 products in 16 bits, where sums saturate.
+
+    Those of x86 without VNNI do (VPMADDUBSW; OpenVINO's documentation, "Saturation (overflow) issue workaround"; ONNX
+    Runtime's, "Quantize ONNX models"). Sums of weights within `fcnopt.graph.optimizers.NARROW` always fit.
+
+    Args:
+        isa: As `cpu_isa` tells it; None for that of this machine.
+    """
+    found = cpu_isa() if isa is None else isa
+    return "avx2" in found and "vnni" not in found
 
 
 def isa_of(cpuinfo: str) -> tuple[str, ...]:

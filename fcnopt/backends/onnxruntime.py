@@ -31,11 +31,12 @@ from fcnopt.backends.base import (
 )
 from fcnopt.backends.base import elapsed_ms as since
 from fcnopt.backends.frames import as_numpy, check_interface
-from fcnopt.backends.machine import usable_cores
+from fcnopt.backends.machine import int8_saturates, usable_cores
 from fcnopt.backends.onnxfile import external_files, read_structure
 from fcnopt.backends.packages import require, version_of
 from fcnopt.backends.targets import Target
 from fcnopt.errors import BackendError, BuildError
+from fcnopt.graph.optimizers import has_wide_weights, unsafe_optimizers
 from fcnopt.spec import ModelSpec
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -186,6 +187,9 @@ def open_session(
     available = check_provider(providers[0])
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised
+    proto = _parsed(model)
+    if proto is not None and providers[0] == CPU and int8_saturates() and has_wide_weights(proto):
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # quantized values, in float layers
     if share > 1:
         options.intra_op_num_threads = max(1, usable_cores() // share)
     if optimized is not None:
@@ -197,7 +201,7 @@ def open_session(
             source,
             options,
             providers=[p for p in providers if p in available],
-            disabled_optimizers=_unsafe_optimizers(model),
+            disabled_optimizers=[] if proto is None else list(unsafe_optimizers(proto)),
         )
     if session.get_providers()[0] != providers[0]:
         raise _no_provider(providers[0], f"it failed to start and left {', '.join(session.get_providers())}")
@@ -217,18 +221,17 @@ def check_provider(provider: str) -> list[str]:
     return available
 
 
-def _unsafe_optimizers(model: Path | bytes) -> list[str]:
-    """Optimizers of ONNX Runtime that would change what this graph computes."""
+def _parsed(model: Path | bytes) -> Any:
+    """The graph, with its weights where these are looked at; None where the session will say what is wrong with it."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # has no type information
 
-    from fcnopt.graph.optimizers import unsafe_optimizers
-
     try:
-        proto = read_structure(model) if isinstance(model, Path) else onnx.load_model_from_string(model)
-    except (BuildError, DecodeError):
-        return []  # the session says what is wrong with the file
-    return list(unsafe_optimizers(proto))
+        if not isinstance(model, Path):
+            return onnx.load_model_from_string(model)
+        return onnx.load(model) if int8_saturates() else read_structure(model)
+    except (BuildError, DecodeError, OSError, ValueError, onnx.checker.ValidationError):
+        return None
 
 
 def _place(file: Path, folder: Path) -> Path:

@@ -12,8 +12,9 @@ from typing import Any
 
 from fcnopt.backends.base import FP8_FIX, Mode, Precision
 from fcnopt.backends.cpurates import macs_a_cycle
-from fcnopt.backends.machine import cpu_isa
+from fcnopt.backends.machine import cpu_isa, int8_saturates
 from fcnopt.errors import BackendError
+from fcnopt.graph.optimizers import is_wide
 
 # Small layers stay further below the peak than large ones: FP32 costs about twice the estimate (an FCN-8s: 0.35 %
 # estimated, 0.6 % measured; with its first layer float 1.4 and 2.8 %). So this is one percent of the time.
@@ -42,7 +43,15 @@ def compile_model(
         "INFERENCE_PRECISION_HINT": execution_mode(graph, precision, capabilities(core, device), device),
         "PERF_COUNT": "YES" if profile else "NO",
     }
+    if device == "CPU" and int8_saturates() and _has_wide_weights(graph):
+        hints["LP_TRANSFORMS_MODE"] = "NO"  # quantized values, exactly, in float layers
     return core.compile_model(graph, device, hints)
+
+
+def _has_wide_weights(graph: Any) -> bool:
+    """As `fcnopt.graph.optimizers.has_wide_weights`, of an `openvino.Model`."""
+    constants = (op for op in graph.get_ops() if op.get_type_name() == "Constant")
+    return any(is_wide(op.data) for op in constants if op.get_element_type().get_type_name() == "i8")
 
 
 def capabilities(core: Any, device: str) -> frozenset[str]:

@@ -7,7 +7,9 @@ against the truth, by the code that `fcnopt bench` uses.
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
+import os
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Set
@@ -76,19 +78,24 @@ class Validation:
             progress: Called with the fraction done.
 
         Raises:
-            MediaError: The clip has no frames, or label maps that do not fit, or shares frames with the calibration.
+            MediaError: The clip has no frames, or label maps that do not fit, or shares frames with the calibration;
+                the temporary folder is full.
         """
         self.truth: Truth = "labels" if clip.labelled else "reference"
         self.frames = 0
         self._clip, self._spec, self._budget = clip, spec, budget
-        self._kept = tempfile.TemporaryFile(prefix="fcnopt-labels-")  # noqa: SIM115  (outlives this)
+        try:
+            # Unbuffered, so that a full disk is found out by the write and not when the file is closed.
+            self._kept = tempfile.TemporaryFile(prefix="fcnopt-labels-", buffering=0)  # noqa: SIM115  (outlives this)
+        except OSError as error:
+            raise self._no_room(error) from error
         weakref.finalize(self, self._kept.close)
         self._base = Scorer(spec.classes)
         hasher = FrameHasher(spec.frame)
         seen = 0
         for frame, fitted in self._fitted():
             labels = restore_labels(reference.run(fitted).labels[0], frame.image.shape[:2], spec.frame)
-            self._kept.write(np.ascontiguousarray(labels).data)
+            self._keep(labels)
             self._add(self._base, frame, labels, labels)
             hasher.add(frame.image)
             seen += hashlib.sha256(fitted.data).hexdigest() in calibration
@@ -162,6 +169,20 @@ class Validation:
             scorer.add(labels, reference, truth)
         except MediaError as error:
             raise MediaError(f"{self._clip.name}, frame {frame.index}: {error.message}", fix=error.fix) from error
+
+    def _keep(self, labels: NDArray[np.uint8]) -> None:
+        try:
+            if self._kept.write(np.ascontiguousarray(labels).data) != labels.nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise self._no_room(error) from error
+
+    def _no_room(self, error: OSError) -> MediaError:
+        folder = tempfile.tempdir or "any temporary folder"
+        return MediaError(
+            f"{self._clip.name}: the reference's labels cannot be kept in {folder}: {error.strerror}",
+            fix="free space there, or set TMPDIR to a folder on another disk",
+        )
 
     def _reference(self, size: tuple[int, ...]) -> NDArray[np.uint8]:
         data = self._kept.read(size[0] * size[1])

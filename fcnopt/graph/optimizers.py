@@ -1,8 +1,10 @@
-"""Optimizers of ONNX Runtime that would change what a graph computes."""
+"""What runtimes make of a quantized graph that would change what it computes."""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from fcnopt.graph.checks import tensors_of
 
@@ -10,6 +12,21 @@ from fcnopt.graph.checks import tensors_of
 # operator that FP8 does not have; the second drops the ReLU before a QuantizeLinear, as if 0 were the least number;
 # the third quantizes biases to int32.
 _UNSAFE_FP8 = ("QDQSelectorActionTransformer", "ReluQuantRewrite", "WeightBiasQuantization")
+
+
+NARROW = 64
+"""The largest int8 weight with which two products with uint8 still fit into 16 bits: 2 * 64 * 255 < 2^15."""
+
+
+def has_wide_weights(model: onnx.ModelProto) -> bool:
+    """Whether a CPU that adds pairs of int8 products in 16 bits could saturate in this graph, by its weights."""
+    kinds = (tensor for tensor in tensors_of(model) if tensor.data_type == onnx.TensorProto.INT8)
+    return any(is_wide(onnx.numpy_helper.to_array(tensor)) for tensor in kinds)
+
+
+def is_wide(values: NDArray[np.int8]) -> bool:
+    """Whether they are weights, not zero points, and one of them is beyond `NARROW`."""
+    return values.ndim > 1 and bool(values.max(initial=0) > NARROW or values.min(initial=0) < -NARROW)
 
 
 def unsafe_optimizers(model: onnx.ModelProto) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ def attach(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
     Args:
         model: One input float32 [N, 3, H, W] of normalized pixels in the channel order of the spec's normalization;
             logits float32 [N, C, H, W] as its only output, or as the one called `logits` or `out`. Left unchanged.
-        spec: With a size, the result is static in it; without, height and width stay as the network has them.
+        spec: With a size, the result is static in it, and takes one frame at a time where the network takes any
+            number; without, batch, height and width stay as the network has them.
 
     Returns:
         A new model that takes `frames` and gives the outputs of the spec, in its order.
@@ -57,6 +58,11 @@ def attach(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
     infer_shapes(result)
     check_structure(result, spec.architecture or "the model")
     return result
+
+
+def batch_of(model: onnx.ModelProto) -> int | None:
+    """How many frames at a time a model takes that `attach` made; None where that is open."""
+    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
 
 
 def infer_shapes(model: onnx.ModelProto) -> None:
@@ -115,13 +121,15 @@ def _find_logits(graph: gs.Graph) -> gs.Variable:
 
 
 def _frame_dims(tensor: gs.Variable, spec: ModelSpec) -> tuple[int | str, int | str, int | str]:
-    """Batch, height and width: the spec's where it has them, else the network's, else a symbol."""
+    """Batch, height and width: the network's where they are fixed, else what the spec makes of them, else a symbol."""
     network = {"N": tensor.shape[0], "H": tensor.shape[2], "W": tensor.shape[3]}
-    wanted = {"N": None, "H": spec.frame.height, "W": spec.frame.width}
+    # One open axis would keep passes from rewriting what is static but for it
+    one = None if spec.frame.height is None else 1
+    wanted = {"N": one, "H": spec.frame.height, "W": spec.frame.width}
     dims: list[int | str] = []
     for axis, size in network.items():
         fixed = isinstance(size, int)
-        if fixed and wanted[axis] not in (None, size):
+        if fixed and axis != "N" and wanted[axis] not in (None, size):
             raise UsageError(
                 f"frames of {spec.frame.height} x {spec.frame.width} (height x width) do not fit the network, "
                 f"which takes {network['H']} x {network['W']}",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fcnopt.backends.targets import Form
 from fcnopt.errors import CalibrationError
+from fcnopt.graph.optimizers import NARROW
 from fcnopt.graph.stats import macs_by_node
 from fcnopt.quantize.calibrate import Progress, ranges_for_half
 from fcnopt.quantize.casts import CastReport, to_half
@@ -23,7 +24,7 @@ from fcnopt.quantize.choose import Evidence, warnings
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import Method
 from fcnopt.quantize.plan import Plan
-from fcnopt.quantize.qdq import activation_kind
+from fcnopt.quantize.qdq import activation_kind, weight_levels
 from fcnopt.quantize.ranges import HalfType, Ranges
 from fcnopt.quantize.rescale import Rescaled, rescale
 from fcnopt.quantize.settle import Settled
@@ -239,11 +240,17 @@ def _quantized_notes(tuned: Tuned, plan: Plan, chosen: Evidence, data: dict[str,
         "the labels of calibration frames unchanged"
     ]
     if plan.form != "tensorrt":
-        notes.append(
-            "int8: activations are uint8 and weights int8, for CPUs with VNNI or AMX; ONNX Runtime saturates sums of "
-            "such products on x86 CPUs without"
-        )
+        notes.append(_weights_note(weight_levels(plan.form, plan.precision)))
     return tuple(notes)
+
+
+def _weights_note(most: int) -> str:
+    if most == NARROW:
+        return (
+            f"int8: this CPU has no VNNI, and its int8 sums would saturate: weights have {2 * most + 1} levels, whose "
+            "sums cannot, instead of 255; for a CPU with VNNI, build on one"
+        )
+    return "int8: activations are uint8 and weights int8, for CPUs with VNNI or AMX"
 
 
 def _half_data(casts: CastReport, scaled: tuple[Rescaled, ...]) -> dict[str, Any]:

@@ -27,9 +27,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from fcnopt.backends.machine import int8_saturates
 from fcnopt.backends.targets import Form
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import export_graph, import_graph
+from fcnopt.graph.optimizers import NARROW
 from fcnopt.quantize.fp8 import E4M3, to_fp8
 from fcnopt.quantize.methods import Interval, Levels, Quantized, Rule, check_method
 from fcnopt.quantize.opset import at_least_opset
@@ -97,6 +99,17 @@ class Rounded:
     values: NDArray[Any]
     scales: NDArray[np.float32]
     shift: NDArray[np.float32] | None = None
+
+
+def weight_levels(form: Form, precision: Quantized = "int8") -> int:
+    """The largest number that a weight is rounded to.
+
+    For CPUs it is half of int8's where this one would saturate with more (`int8_saturates`): then integer kernels
+    compute what the graph says here too. TensorRT's engines run elsewhere.
+    """
+    if precision == "int8" and form != "tensorrt" and int8_saturates():
+        return NARROW
+    return _LEVELS[precision]
 
 
 def activation_kind(form: Form, precision: Quantized = "int8") -> Kind:
@@ -188,32 +201,32 @@ def insert(
 
 
 def quantize_weight(
-    weight: NDArray[np.float32], axis: int, *, half_exact: bool, precision: Quantized = "int8"
+    weight: NDArray[np.float32], axis: int, form: Form, precision: Quantized = "int8"
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Symmetric int8, or E4M3, with one scale a channel.
 
     Args:
         weight: For a Conv (out, in/group, kH, kW).
         axis: Of the output channels.
-        half_exact: Whether the scales must be float16 values; the weights are rounded with such a scale then, so that
-            nothing is lost when it is stored as one.
+        form: Of TensorRT, scales are float16 values; the weights are rounded with such a scale then, so that nothing is
+            lost when it is stored as one.
         precision: Of the numbers.
 
     Returns:
-        The numbers, -127 to 127 or -448 to 448, shaped as the weight, and the scales [out]. A channel of zeros has
-        scale 1.
+        The numbers, within `weight_levels`, shaped as the weight, and the scales [out]. A channel of zeros has scale 1.
 
     Raises:
         CalibrationError: A channel needs a scale beyond float16.
     """
     reach = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
-    scales = np.where(reach < DEAD, 1.0, reach / np.float64(_LEVELS[precision]))
-    scales = half_at_least(scales) if half_exact else scales.astype(np.float32)
+    most = weight_levels(form, precision)
+    scales = np.where(reach < DEAD, 1.0, reach / np.float64(most))
+    scales = half_at_least(scales) if form == "tensorrt" else scales.astype(np.float32)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     steps = weight / scales.reshape(shape)
     if precision == "fp8":
         return to_fp8(steps), scales
-    return np.clip(np.round(steps), -127, 127).astype(np.int8), scales
+    return np.clip(np.round(steps), -most, most).astype(np.int8), scales
 
 
 def _below_pools(
@@ -267,8 +280,7 @@ def _read_whole_numbers(graph: gs.Graph, node: gs.Node) -> None:
 
 
 def _to_nearest(node: gs.Node, form: Form, precision: Quantized) -> Rounded:
-    half = form == "tensorrt"
-    return Rounded(*quantize_weight(node.inputs[1].values, output_axis(node), half_exact=half, precision=precision))
+    return Rounded(*quantize_weight(node.inputs[1].values, output_axis(node), form, precision))
 
 
 def _quantize_weight(

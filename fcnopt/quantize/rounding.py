@@ -29,7 +29,7 @@ from fcnopt.graph.io import import_graph
 from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.patches import patches
 from fcnopt.quantize.placement import Placement, output_axis
-from fcnopt.quantize.qdq import Grid, Rounded, insert, quantize_weight
+from fcnopt.quantize.qdq import Grid, Rounded, insert, quantize_weight, weight_levels
 from fcnopt.quantize.sessions import Session
 
 if TYPE_CHECKING:
@@ -111,27 +111,28 @@ def round_weights(
 
 def _round(node: gs.Node, moments: _Moments, form: Form, *, shift: bool) -> Rounded:
     weight, axis = node.inputs[1].values, output_axis(node)
-    values, scales = quantize_weight(weight, axis, half_exact=form == "tensorrt")
+    values, scales = quantize_weight(weight, axis, form)
     # [out, inputs]; a Gemm with transB = 0 keeps the inputs first
     rows = np.moveaxis(weight, axis, 0).reshape(len(scales), -1)
     if moments.second is not None:
-        whole = cancelled(rows, scales, moments.second / np.float32(moments.rows))
+        whole = cancelled(rows, scales, moments.second / np.float32(moments.rows), weight_levels(form))
         values = np.moveaxis(whole.reshape(np.moveaxis(weight, axis, 0).shape), 0, axis)
     error = rows - np.moveaxis(values, axis, 0).reshape(rows.shape) * scales[:, None]
     lost = error @ (moments.first / np.float32(moments.rows)) if shift else None
     return Rounded(np.ascontiguousarray(values), scales, lost)
 
 
-def cancelled(weight: Matrix, scales: NDArray[np.float32], moment: Matrix) -> NDArray[np.int8]:
+def cancelled(weight: Matrix, scales: NDArray[np.float32], moment: Matrix, most: int = 127) -> NDArray[np.int8]:
     """Round the rows of a weight, later columns taking up what earlier ones left over.
 
     Args:
         weight: [out, in].
         scales: [out], positive.
         moment: E[x x^T] of the inputs, [in, in], symmetric.
+        most: The largest level.
 
     Returns:
-        -127 to 127, [out, in].
+        -most to most, [out, in].
     """
     inputs = weight.shape[1]
     order = np.argsort(-np.diagonal(moment), kind="stable")  # the inputs that count most first: much is still to come
@@ -145,7 +146,7 @@ def cancelled(weight: Matrix, scales: NDArray[np.float32], moment: Matrix) -> ND
         inner = upper[start:stop, start:stop]
         errors = np.empty_like(block)
         for column in range(stop - start):
-            levels[start + column] = np.clip(np.round(block[column] / step), -127, 127)
+            levels[start + column] = np.clip(np.round(block[column] / step), -most, most)
             errors[column] = (block[column] - levels[start + column] * step) / inner[column, column]
             block[column + 1 :] -= np.outer(inner[column, column + 1 :], errors[column])
         left[:, stop:] -= errors.T @ upper[start:stop, stop:]

@@ -1,7 +1,7 @@
 """Runtimes on the CPU, reading tensors from the middle of a network.
 
 ONNX Runtime hands out any tensor. OpenVINO runs symmetric INT8 several times as fast, which ONNX Runtime computes in
-float: where it is installed it judges candidates (`judging`).
+float: where it is installed it judges candidates (`judging`), but for CPUs whose integer sums saturate.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.backends.closing import Closing
+from fcnopt.backends.machine import int8_saturates
 from fcnopt.errors import BackendError, CalibrationError
 from fcnopt.graph.optimizers import unsafe_optimizers
 from fcnopt.graph.taps import expose
@@ -41,6 +42,8 @@ class Session(Closing):
         runtime = _runtime()
         options = runtime.SessionOptions()
         options.log_severity_level = 3
+        if int8_saturates():  # what is judged is the graph, not this CPU's integers
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._names = list(names)
         self._options = runtime.RunOptions()
         # Nothing behind the last tensor asked for is computed.
@@ -122,8 +125,8 @@ def openvino_misreads(model: onnx.ModelProto) -> bool:
 
 
 def judging(model: onnx.ModelProto, name: str) -> Session | OpenVinoSession:
-    """The fastest session here for one tensor: OpenVINO where it is installed and knows the graph's numbers."""
-    if importlib.util.find_spec("openvino") is None or openvino_misreads(model):
+    """The fastest session here for one tensor: OpenVINO where it is installed and computes what the graph says."""
+    if importlib.util.find_spec("openvino") is None or int8_saturates() or openvino_misreads(model):
         return Session(model, (name,))
     try:
         return OpenVinoSession(model, name)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from fcnopt.backends.targets import Form
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import import_graph
+from fcnopt.graph.optimizers import NARROW
 from fcnopt.graph.passes import WHOLE_FRAMES, optimize
 from fcnopt.graph.taps import logits_name
 from fcnopt.quantize.calibrate import Progress, ranges_for_integers
@@ -26,7 +27,7 @@ from fcnopt.quantize.frames import CalibrationFrames
 from fcnopt.quantize.methods import Method, Quantized, Rule, check_method, methods_of
 from fcnopt.quantize.placement import Placement, place
 from fcnopt.quantize.plan import Plan
-from fcnopt.quantize.qdq import grids
+from fcnopt.quantize.qdq import grids, weight_levels
 from fcnopt.quantize.ranges import Ranges
 from fcnopt.quantize.recipe import Recipe, key_of
 from fcnopt.quantize.refine import refine
@@ -122,7 +123,7 @@ def tune(
     logits = logits_name(model)
     # What int8 would quantize, fp8's layers among it: one range file serves both.
     everything = _placed(model, logits, "int8")
-    elsewhere = place(import_graph(model), logits, form="onnxruntime").tensors  # a range file serves every form
+    elsewhere = _tensors_elsewhere(model, logits)  # a range file serves every form
     wanted = _placed(model, logits, precision)
     equal, ranges, reused = ranges_for_integers(
         model, everything, frames, range_file, progress, also=elsewhere, equalized=used.equalize
@@ -135,6 +136,8 @@ def tune(
     placement = _placed(source, logits, precision, unfit, form=form)
     judge = Judge(source, frames.subset(_JUDGE_FRAMES), logits)
     key = key_of(model, frames, precision, form, method) | {"tuning": str(used)}
+    if (most := weight_levels(form, precision)) == NARROW:  # decided on a CPU that has to have it
+        key |= {"weight_levels": str(most)}
     recipe = Recipe.open(recipe_file, key)
 
     plan = Plan(source, logits, precision, form, placement, {}, {}, unfit)
@@ -211,6 +214,14 @@ def _refined(plan: Plan, judge: Judge, recipe: Recipe, tuning: Tuning, progress:
         recipe.grids, recipe.moves, recipe.evidence = found, moves, (*recipe.evidence, entry)
         recipe.save()
     return replace(plan, grids=recipe.grids)
+
+
+def _tensors_elsewhere(model: onnx.ModelProto, logits: str) -> tuple[str, ...]:
+    """Tensors that ONNX Runtime reads quantized, the first layer float or integer: then scores may read it so."""
+    whole, _ = optimize(model, passes=WHOLE_FRAMES, verify=False)  # for names alone; what is built on is verified
+    placed = (place(import_graph(form), logits, form="onnxruntime").tensors for form in (model, whole))
+    there = import_graph(model).tensors()
+    return tuple(name for tensors in placed for name in tensors if name in there)
 
 
 def _placed(

@@ -17,7 +17,7 @@ from fcnopt.errors import BackendError
 from fcnopt.graph import io
 from fcnopt.graph.stats import macs_by_node
 from fcnopt.selftest import SELFTEST, prove, run_selftest
-from tests.backends.tiny import CLASSES, silent, tiny_spec
+from tests.backends.tiny import CLASSES, silent, tiny_onnx, tiny_spec
 
 VNNI = ("avx2", "avx512", "vnni", "bf16")
 AMX = (*VNNI, "amx-int8", "amx-bf16")
@@ -209,3 +209,21 @@ def test_an_engine_built_where_bf16_is_answers_where_it_is_not(isa, monkeypatch,
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
     with open_engine(built.files, target, "int8", spec) as runner:
         assert run_selftest(runner, tmp_path / SELFTEST, least) >= least
+
+
+@pytest.mark.parametrize(
+    ("saturates", "weight", "kind"), [(True, 65, "fp32"), (True, 64, "int8"), (False, 127, "int8")]
+)
+def test_weights_whose_sums_would_saturate_are_computed_in_float(tmp_path, monkeypatch, saturates, weight, kind):
+    monkeypatch.setattr(openvino_mode, "int8_saturates", lambda: saturates)
+    model = onnx.load(tiny_onnx(tmp_path / "model.onnx", tiny_spec(), quantized="uint8"))
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.int16) * weight // 127
+            assert np.abs(values).max() == weight
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.int8), tensor.name))
+    core = open_core("CPU")
+    compiled = compile_model(core, core.read_model(model.SerializeToString()), "int8", "CPU")
+    layers = executed_layers(compiled, {node.name for node in model.graph.node})
+    (layer,) = [layer for layer in layers if layer.kind == "Convolution" and "conv2" in layer.nodes]
+    assert (layer.precision if layer.precision == "int8" else "fp32") == kind

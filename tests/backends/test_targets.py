@@ -208,3 +208,20 @@ def test_gpus_are_read_from_nvidia_smi_s_lines():
 def test_without_a_gpu_the_reason_has_cuda_s_error_number():
     assert "cudaError" in machines.gpu_problem()
     assert machines.gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("isa", "answer"),
+    [
+        (("avx2",), True),
+        (("avx2", "avx512"), True),
+        (("avx2", "vnni"), False),
+        (("avx2", "avx512", "vnni", "amx-int8"), False),
+        (("neon", "dotprod"), False),  # ARM adds in 32 bits
+        ((), False),
+    ],
+)
+def test_int8_sums_saturate_on_x86_without_vnni(isa, answer, monkeypatch):
+    assert machines.int8_saturates(isa) is answer
+    monkeypatch.setattr(machines, "cpu_isa", lambda: isa)
+    assert machines.int8_saturates() is answer

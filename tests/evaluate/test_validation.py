@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import pytest
@@ -90,6 +96,34 @@ def test_label_ids_that_are_no_class_are_named_with_clip_and_frame() -> None:
     labels[0, 0] = 77
     with pytest.raises(MediaError, match=r"fake\.mp4, frame 5: label map has the values 77, expected 0\.\.3"):
         of(clip)
+
+
+def full(**options: Any) -> IO[bytes]:
+    return Path("/dev/full").open("w+b", buffering=options.get("buffering", -1))
+
+
+class _Short(io.BytesIO):
+    """Takes the first half of what is written, as a file does whose disk gets full meanwhile."""
+
+    def write(self, data: Any) -> int:
+        return super().write(data[: len(data) // 2])
+
+
+def nowhere(**_: object) -> NoReturn:
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+
+@pytest.mark.parametrize(
+    ("opened", "reason"),
+    [(full, "No space left"), (lambda **_: _Short(), "No space left"), (nowhere, "No usable temporary directory")],
+)
+def test_a_full_temporary_folder_is_an_error_with_its_fix(
+    opened: Callable[..., Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", opened)
+    with pytest.raises(MediaError, match=rf"fake\.mp4: the reference's labels cannot be kept in .*: {reason}") as error:
+        of(FakeClip())
+    assert "set TMPDIR" in str(error.value.fix)
 
 
 def test_a_clip_without_frames_is_refused() -> None:

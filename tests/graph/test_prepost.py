@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fcnopt.errors import FcnoptError, GraphError, UsageError
 from fcnopt.graph import io
-from fcnopt.graph.prepost import attach, offset_and_factor
+from fcnopt.graph.passes import WHOLE_FRAMES, optimize
+from fcnopt.graph.prepost import attach, batch_of, offset_and_factor
 from fcnopt.spec import NORMALIZATIONS, ClassSpec, FrameSpec, ModelSpec, Normalization
 
 CLASSES = 4
@@ -136,15 +137,15 @@ def test_the_network_handed_in_is_unchanged() -> None:
 
 
 def test_every_tensor_gets_its_type_and_shape() -> None:
-    model = attach(network(("N", 3, "H", "W")), spec((5, 7)))
+    model = attach(network((2, 3, "H", "W")), spec((5, 7)))
     shapes = {
         value.name: [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.output, *model.graph.value_info)
     }
-    assert shapes["frames"] == ["N", 5, 7, 3]
-    assert shapes["normalized"] == ["N", 3, 5, 7]
-    assert shapes["logits"] == ["N", CLASSES, 5, 7]
-    assert shapes["labels"] == ["N", 5, 7]
+    assert shapes["frames"] == [2, 5, 7, 3]
+    assert shapes["normalized"] == [2, 3, 5, 7]
+    assert shapes["logits"] == [2, CLASSES, 5, 7]
+    assert shapes["labels"] == [2, 5, 7]
     made = {name for node in model.graph.node for name in node.output}
     assert made <= set(shapes)
 
@@ -156,6 +157,26 @@ def test_open_axes_stay_open() -> None:
         frames = frames_of(*shape)
         want = expected(bare, frames, Normalization(), "BGR")
         np.testing.assert_allclose(run(model, frames)["logits"], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "expected"),
+    [("batch", (5, 7), 1), ("batch", (None, None), None), (1, (5, 7), 1), (2, (5, 7), 2), (2, (None, None), 2)],
+)
+def test_a_fixed_size_takes_one_frame_at_a_time_where_the_network_takes_any_number(
+    batch: int | str, size: Any, expected: int | None
+) -> None:
+    model = attach(network((batch, 3, "H", "W")), spec(size, outputs=("labels", "logits")))
+    assert batch_of(model) == expected
+    firsts = {value.type.tensor_type.shape.dim[0].dim_value for value in (*model.graph.input, *model.graph.output)}
+    assert firsts == {expected or 0}
+
+
+def test_passes_for_cpus_rewrite_a_network_of_any_number_of_frames() -> None:
+    model, _ = optimize(attach(network(("N", 3, "H", "W")), spec()))
+    _, (report, *_) = optimize(model, passes=WHOLE_FRAMES)
+    assert report.changed
+    assert not report.declined
 
 
 @pytest.mark.parametrize("names", [("frames", "labels"), ("normalized", "logits"), ("logits", "normalized")])

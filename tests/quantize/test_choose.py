@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 from scipy.special import rel_entr, softmax
@@ -13,7 +14,7 @@ from scipy.special import rel_entr, softmax
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import import_graph
 from fcnopt.graph.taps import expose, logits_name
-from fcnopt.quantize import choose
+from fcnopt.quantize import choose, sessions
 from fcnopt.quantize.choose import Evidence, Judge, best, measure, warnings
 from fcnopt.quantize.placement import place
 from fcnopt.quantize.qdq import Form, Grid, insert
@@ -130,7 +131,10 @@ def test_logits_that_are_not_numbers_are_refused(rng: np.random.Generator, preci
         warnings(found, precision, alone=True)
 
 
-def test_graphs_that_openvino_joins_wrongly_are_judged_by_onnx_runtime(rng: np.random.Generator) -> None:
+def test_graphs_that_openvino_joins_wrongly_are_judged_by_onnx_runtime(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "int8_saturates", lambda: False)
     plain, join = fcn(rng), joined(rng)
     assert isinstance(judging(plain, logits_name(plain)), OpenVinoSession)
     assert isinstance(judging(join, logits_name(join)), OpenVinoSession), "floats are joined rightly"
@@ -138,7 +142,31 @@ def test_graphs_that_openvino_joins_wrongly_are_judged_by_onnx_runtime(rng: np.r
     assert isinstance(judging(quantized, logits_name(join)), Session)
 
 
-def test_openvino_judges_joins_of_uint8_as_onnx_runtime_does(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("form", ["tensorrt", "openvino"])
+@pytest.mark.parametrize("cpu", ["here", "without VNNI"])
+def test_what_is_judged_is_the_graph_and_not_what_a_cpu_s_integers_make_of_it(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, form: Form, cpu: str
+) -> None:
+    """Weights of full range under activations of full range: in 16 bits their sums would saturate."""
+    if cpu != "here":
+        monkeypatch.setattr(sessions, "int8_saturates", lambda: True)
+    kind: Literal["int8", "uint8"] = "int8" if form == "tensorrt" else "uint8"
+    model = _quantized(fcn(rng), kind, form, reach=1.0)
+    name = logits_name(model)
+    plain = onnxruntime.SessionOptions()
+    plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    sure = onnxruntime.InferenceSession(expose(model, [name]).SerializeToString(), plain)
+    with judging(model, name) as session:
+        for frame in images(rng, 2):
+            (found,), (expected,) = session.run(frame), sure.run([name], {sure.get_inputs()[0].name: frame})
+            assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_openvino_judges_joins_of_uint8_as_onnx_runtime_does(
+    rng: np.random.Generator, saturates: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saturates[0] = True  # weights that no CPU's sums saturate with
+    monkeypatch.setattr(sessions, "int8_saturates", lambda: False)
     join = _quantized(joined(rng), "uint8", "openvino")
     name = logits_name(join)
     assert "Concat" in {node.op_type for node in join.graph.node}
@@ -149,6 +177,8 @@ def test_openvino_judges_joins_of_uint8_as_onnx_runtime_does(rng: np.random.Gene
             assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
-def _quantized(model: onnx.ModelProto, kind: Literal["int8", "uint8"], form: Form) -> onnx.ModelProto:
+def _quantized(
+    model: onnx.ModelProto, kind: Literal["int8", "uint8"], form: Form, reach: float = 8.0
+) -> onnx.ModelProto:
     placement = place(import_graph(model), logits_name(model))
-    return insert(model, placement, dict.fromkeys(placement.tensors, Grid.over((0.0, 8.0), kind)), form)
+    return insert(model, placement, dict.fromkeys(placement.tensors, Grid.over((0.0, reach), kind)), form)

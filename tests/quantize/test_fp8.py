@@ -140,7 +140,7 @@ def test_entropy_is_not_offered(rng: np.random.Generator) -> None:
 def test_weight_fills_each_channel_and_keeps_three_bits(rng: np.random.Generator, axis: int) -> None:
     weight = rng.normal(size=(6, 5, 3, 3)).astype(np.float32)
     weight *= np.geomspace(1e-4, 10, 6 - axis, dtype=np.float32).reshape([-1 if i == axis else 1 for i in range(4)])
-    values, scales = quantize_weight(weight, axis, half_exact=True, precision="fp8")
+    values, scales = quantize_weight(weight, axis, "tensorrt", "fp8")
     shape = [-1 if i == axis else 1 for i in range(4)]
     back = values.astype(np.float32) * scales.reshape(shape)
     np.testing.assert_array_equal(scales.astype(np.float16).astype(np.float32), scales)
@@ -194,7 +194,7 @@ def test_onnx_runtime_and_reference_agree_with_numpy(rng: np.random.Generator, o
     scale = np.float32(grid["conv2_relu"].scale)
     np.testing.assert_array_equal(read, round_fp8(pool / scale) * scale)
     original = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "conv2.weight"))
-    values, scales = quantize_weight(original, 0, half_exact=True, precision="fp8")
+    values, scales = quantize_weight(original, 0, "tensorrt", "fp8")
     np.testing.assert_array_equal(weight, values.astype(np.float32) * scales.reshape(-1, 1, 1, 1))
     exact = onnx.reference.ReferenceEvaluator(expose(result, ["logits"])).run(["logits"], {"frames": found[1]})[0]
     want = run(expose(model, ["logits"]), found[1], ["logits"])[0]

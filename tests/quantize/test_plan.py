@@ -67,7 +67,7 @@ def test_layers_that_had_to_stay_float_still_do(rng: np.random.Generator) -> Non
 def test_rounded_weights_are_in_the_graph_and_go_with_their_layer(rng: np.random.Generator) -> None:
     plan = planned(fcn(rng), images(rng, 2))
     weight = next(n for n in import_graph(plan.source).nodes if n.name == "node_conv2").inputs[1].values
-    values, scales = quantize_weight(weight, 0, half_exact=True)
+    values, scales = quantize_weight(weight, 0, "tensorrt")
     plan = Plan(
         plan.source, plan.logits, "int8", "tensorrt", plan.placement, plan.grids,
         {"conv2.weight": Rounded(np.roll(values, 1, 0), scales)},

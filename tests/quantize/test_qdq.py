@@ -7,6 +7,7 @@ from onnx import TensorProto, numpy_helper
 
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import import_graph, read_spec, write_spec
+from fcnopt.graph.optimizers import has_wide_weights
 from fcnopt.graph.passes import WHOLE_FRAMES, optimize
 from fcnopt.graph.taps import expose, logits_name
 from fcnopt.quantize.placement import place
@@ -161,7 +162,7 @@ def test_channel_of_zeros_and_tiny_channel_survive() -> None:
     weight = np.zeros((3, 2, 1, 1), np.float32)
     weight[1] = 1e-9
     weight[2] = [[[0.5]], [[-0.25]]]
-    values, scales = quantize_weight(weight, 0, half_exact=True)
+    values, scales = quantize_weight(weight, 0, "tensorrt")
     assert scales[0] == 1.0
     assert scales[1] == np.finfo(np.float16).smallest_subnormal
     assert values[:2].any() == np.False_
@@ -234,3 +235,19 @@ def test_whole_frames_lose_nothing_but_their_weight_s_rounding(rng: np.random.Ge
     # half a step a weight, times what it meets: 9 taps of three channels and the constant one, 255 at most
     bound = scales.max() / 2 * 9 * (frame.reshape(-1, 3).max(axis=0).astype(float).sum() + 255)
     assert 0 < np.abs(have - want).max() < bound
+
+
+@pytest.mark.parametrize(("form", "most"), [("tensorrt", 127), ("openvino", 64), ("onnxruntime", 64)])
+def test_for_a_cpu_whose_sums_saturate_weights_are_half_as_large(
+    rng: np.random.Generator, saturates: list[bool], form: str, most: int
+) -> None:
+    """Two products with uint8 then fit into 16 bits; TensorRT's engines run elsewhere."""
+    saturates[0] = True
+    model, frames = fcn(rng), images(rng, 2)
+    result, _ = quantized(model, frames, form)
+    stored = [numpy_helper.to_array(t) for t in result.graph.initializer if t.name.endswith("weight_int8")]
+    assert len(stored) == 2
+    assert [int(np.abs(weight.astype(np.int16)).max()) for weight in stored] == [most] * 2
+    assert has_wide_weights(result) is (most == 127)
+    want, have = run(model, frames[0])[0], run(result, frames[0])[0]
+    assert np.abs(want - have).max() / np.abs(want).max() < 0.1

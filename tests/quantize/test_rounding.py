@@ -70,7 +70,7 @@ def test_errors_that_cancel_are_no_worse_than_those_of_rounding_to_nearest(
     rng = np.random.default_rng(seed)
     weight = rng.normal(size=(24, inputs)).astype(np.float32)
     moment = moment_of(rng, inputs, rank, noise)
-    values, scales = quantize_weight(weight, 0, half_exact=False)
+    values, scales = quantize_weight(weight, 0, "openvino")
     found = cancelled(weight, scales, moment * np.float32(size) * np.float32(size))
     assert found.dtype == np.int8
     assert np.abs(found.astype(int)).max() <= 127
@@ -86,7 +86,7 @@ def test_errors_cancel_the_more_the_more_inputs_move_together(
     weight = rng.normal(size=(16, inputs)).astype(np.float32)
     weight[3] = 0
     moment = moment_of(rng, inputs, rank, 0.1)
-    values, scales = quantize_weight(weight, 0, half_exact=False)
+    values, scales = quantize_weight(weight, 0, "openvino")
     found = cancelled(weight, scales, moment)
     assert times * errors(weight, found, scales, moment).sum() < errors(weight, values, scales, moment).sum()
     assert np.abs(found - weight / scales[:, None]).max() < 8  # no weight is bent out of shape
@@ -95,7 +95,7 @@ def test_errors_cancel_the_more_the_more_inputs_move_together(
 
 def test_uncorrelated_inputs_leave_nothing_but_rounding_to_nearest(rng: np.random.Generator) -> None:
     weight = rng.normal(size=(8, 150)).astype(np.float32)
-    values, scales = quantize_weight(weight, 0, half_exact=True)
+    values, scales = quantize_weight(weight, 0, "tensorrt")
     for diagonal in (rng.uniform(0.1, 9, 150), np.zeros(150), np.r_[np.zeros(75), np.ones(75)]):
         moment = np.diag(diagonal).astype(np.float32)
         np.testing.assert_array_equal(cancelled(weight, scales, moment), values)
@@ -104,7 +104,7 @@ def test_uncorrelated_inputs_leave_nothing_but_rounding_to_nearest(rng: np.rando
 @pytest.mark.parametrize("exponent", [-100, -40, 40, 100])
 def test_only_the_ratios_of_moments_matter(rng: np.random.Generator, exponent: int) -> None:
     weight = rng.normal(size=(8, 150)).astype(np.float32)
-    values, scales = quantize_weight(weight, 0, half_exact=True)
+    values, scales = quantize_weight(weight, 0, "tensorrt")
     moment = moment_of(rng, 150, 4, 0.1)
     found = cancelled(weight, scales, moment)
     assert (found != values).any()
@@ -114,7 +114,7 @@ def test_only_the_ratios_of_moments_matter(rng: np.random.Generator, exponent: i
 @pytest.mark.parametrize("broken", [np.inf, np.nan])
 def test_moments_beyond_float32_mean_rounding_to_nearest(rng: np.random.Generator, broken: float) -> None:
     weight = rng.normal(size=(4, 10)).astype(np.float32)
-    values, scales = quantize_weight(weight, 0, half_exact=True)
+    values, scales = quantize_weight(weight, 0, "tensorrt")
     moment = np.full((10, 10), broken, np.float32)
     np.testing.assert_array_equal(cancelled(weight, scales, moment), values)
 
@@ -123,7 +123,7 @@ def test_inputs_that_repeat_others_are_no_obstacle(rng: np.random.Generator) -> 
     x = np.repeat(rng.normal(size=(500, 4)), 16, axis=1).astype(np.float32)
     moment = x.T @ x / np.float32(500)
     weight = rng.normal(size=(6, 64)).astype(np.float32)
-    values, scales = quantize_weight(weight, 0, half_exact=False)
+    values, scales = quantize_weight(weight, 0, "openvino")
     found = cancelled(weight, scales, moment)
     assert errors(weight, found, scales, moment).sum() < 0.1 * errors(weight, values, scales, moment).sum()
 
@@ -139,7 +139,7 @@ def test_layers_come_nearer_to_float_on_the_inputs_that_they_get(
     plain = insert(model, placement, known, form)
     for layer, source in (("conv2", "conv1_relu_dequantized"), ("conv3", "conv2_relu_pool_dequantized")):
         entry, weight = found[f"{layer}.weight"], weight_of(model, f"{layer}.weight")
-        values, scales = quantize_weight(weight, 0, half_exact=form == "tensorrt")
+        values, scales = quantize_weight(weight, 0, form)
         np.testing.assert_array_equal(entry.scales, scales)  # the cost at run time stays what it was
         assert entry.values.shape == weight.shape
         assert (entry.values != values).mean() > 0.05
@@ -163,7 +163,7 @@ def test_mean_error_of_a_layer_vanishes_in_the_graph(
     model = fcn(rng, Options(bias=bias))
     found, placement, known = rounded(model, frames, rounding=False)
     for name, entry in found.items():
-        np.testing.assert_array_equal(entry.values, quantize_weight(weight_of(model, name), 0, half_exact=False)[0])
+        np.testing.assert_array_equal(entry.values, quantize_weight(weight_of(model, name), 0, "openvino")[0])
     names = ["conv1_relu_dequantized", "conv2"]
     node = next(node for node in import_graph(model).nodes if node.outputs[0].name == "conv2")
     weight = weight_of(model, "conv2.weight").reshape(32, -1)
@@ -221,7 +221,7 @@ def test_layer_too_wide_is_rounded_to_nearest_but_shifted(
     monkeypatch.setattr(rounding, "MAX_INPUTS", 16 * 9)
     model = fcn(rng)
     found, _, _ = rounded(model, frames)
-    nearest = {name: quantize_weight(weight_of(model, name), 0, half_exact=False)[0] for name in found}
+    nearest = {name: quantize_weight(weight_of(model, name), 0, "openvino")[0] for name in found}
     assert (found["conv2.weight"].values != nearest["conv2.weight"]).any()
     np.testing.assert_array_equal(found["conv3.weight"].values, nearest["conv3.weight"])
     assert np.abs(found["conv3.weight"].shift).max() > 1e-5
@@ -280,7 +280,7 @@ def test_activations_whose_squares_overflow_are_survived(rng: np.random.Generato
     net.labels(net.conv(x, "score", (16, CLASSES), 1))
     model = net.model()
     found, _, _ = rounded(model, frames)
-    nearest = quantize_weight(weight_of(model, "a.weight"), 0, half_exact=False)[0]
+    nearest = quantize_weight(weight_of(model, "a.weight"), 0, "openvino")[0]
     np.testing.assert_array_equal(found["a.weight"].values, nearest)
     assert np.isfinite(found["a.weight"].shift).all()
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fcnopt.backends.targets import Form
 from fcnopt.errors import CalibrationError
 from fcnopt.graph.io import import_graph
 from fcnopt.quantize.qdq import Grid, quantize_weight
@@ -25,14 +26,14 @@ def test_scale_is_the_next_float16_above(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("reach", [1.0, 1e-3, 1e-4, 1e-5, 3e-6])
 def test_largest_weight_is_not_clipped_by_a_rounded_scale(reach: float) -> None:
     weight = (np.array([1, 0.5, 0.1]) * reach).astype(np.float32).reshape(1, 1, 1, 3)
-    values, scales = quantize_weight(weight, 0, half_exact=True)
+    values, scales = quantize_weight(weight, 0, "tensorrt")
     assert scales[0] * 127 >= weight.max()
     assert np.abs(values * scales[0] - weight).max() <= scales[0] * 0.5001
 
 
-@pytest.mark.parametrize("half_exact", [True, False])
-def test_weight_below_float32_normals_becomes_zero(half_exact: bool) -> None:
-    values, scales = quantize_weight(np.full((1, 4), 1e-44, np.float32), 0, half_exact=half_exact)
+@pytest.mark.parametrize("form", ["tensorrt", "openvino"])
+def test_weight_below_float32_normals_becomes_zero(form: Form) -> None:
+    values, scales = quantize_weight(np.full((1, 4), 1e-44, np.float32), 0, form)
     assert scales.tolist() == [1.0]
     assert not values.any()
 
@@ -40,7 +41,7 @@ def test_weight_below_float32_normals_becomes_zero(half_exact: bool) -> None:
 def test_scale_beyond_float16_is_an_error_not_an_infinity() -> None:
     for make in (
         lambda: Grid.over((0.0, 1e7), "int8"),
-        lambda: quantize_weight(np.full((1, 4), 1e7, np.float32), 0, half_exact=True),
+        lambda: quantize_weight(np.full((1, 4), 1e7, np.float32), 0, "tensorrt"),
     ):
         with pytest.raises(CalibrationError, match=r"needs the scale 78740\.2, and float16 ends at 65504") as error:
             make()

@@ -12,7 +12,7 @@ from fcnopt.quantize import CalibrationFrames, tune
 from fcnopt.quantize.choose import Judge
 from fcnopt.quantize.methods import METHODS
 from fcnopt.quantize.tune import PLAIN, Tuned, Tuning
-from tests.quantize.nets import Options, fcn, spec, write_images
+from tests.quantize.nets import CLASSES, Net, Options, fcn, spec, write_images
 from tests.quantize.test_refine import joined
 
 
@@ -130,3 +130,28 @@ def test_first_layer_is_integer_on_cpus_where_its_weights_are_rounded_together(
     assert ("conv1" in found.plan.placement.layers) == first
     assert ("conv1.weight" in {name.removesuffix("_1") for name in found.plan.rounded}) == first
     assert "conv1" not in found.plan.without(frozenset({"conv1"})).placement.layers
+
+
+def narrow(rng: np.random.Generator) -> onnx.ModelProto:
+    """conv1 3->8, which a score reads too, conv2 8->16, conv3 16->16: only an integer conv1 is read quantized."""
+    net = Net(rng)
+    first = net.relu(net.conv(net.frames(), "conv1", (3, 8)))
+    deep = net.relu(net.conv(first, "conv2", (8, 16)))
+    score = net.conv(net.relu(net.conv(deep, "conv3", (16, 16))), "score", (16, CLASSES), 1)
+    net.labels(net.node("Add", [score, net.conv(first, "score_first", (8, CLASSES), 1)], "logits"))
+    model, _ = optimize(net.model())
+    return model
+
+
+def test_ranges_hold_what_a_score_of_the_first_layer_reads_quantized(
+    rng: np.random.Generator, frames: CalibrationFrames, tmp_path: Path
+) -> None:
+    model, file, tuning = narrow(rng), tmp_path / "ranges.json", Tuning(refine=False)
+    for form in ("tensorrt", "openvino", "onnxruntime"):  # one file serves them all
+        found = tune.tune(model, frames, "int8", form, "auto", file, lambda *_: None, tuning)
+        assert "conv1_relu" in found.ranges[0].tensors
+        assert ("conv1" in found.plan.placement.layers) == (form != "tensorrt")
+        assert ("conv1_relu" in found.plan.placement.tensors) == (form == "onnxruntime")
+    assert tuned(model, frames, tuning, form="onnxruntime").plan.graph().SerializeToString() == (
+        found.plan.graph().SerializeToString()
+    ), "the file changes nothing"
