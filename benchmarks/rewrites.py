@@ -5,8 +5,9 @@
 Takes an ONNX file that `fcnopt export` wrote, and a clip or folder of frames. Every pair of graphs runs on the same
 frames, one frame each in turn, so that what else the machine does meets both; the ratio is the median over frames of
 one pair's ratios, with the 2.5 % and 97.5 % points of 1000 bootstrap resamples. Graphs are compared with the labels
-of the graph without the rewrite. Constant borders are found in networks with a wide padding alone, such as the FCN8s
-of torchfcn that `other_models.py` keeps: its MACs with and without them, and the error of the logits, come with MODEL
+of the graph without the rewrite. An INT8 graph is quantized by the rules of one runtime and runs on that one, as
+engines do. Constant borders are found in networks with a wide padding alone, such as the FCN8s of torchfcn that
+`other_models.py` keeps: its MACs with and without them, and the error of the logits, come with MODEL
 
     ~/.cache/fcnopt/other-models/torchfcn-fcn8s/exported.onnx
 """
@@ -18,6 +19,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from trial import publish
 from fcnopt.backends import open_onnx
 from fcnopt.backends.base import Precision
 from fcnopt.backends.machine import describe_machine
+from fcnopt.backends.targets import Form
 from fcnopt.errors import UsageError
 from fcnopt.graph import io
 from fcnopt.graph.compare import compare
@@ -38,14 +41,14 @@ from fcnopt.graph.passes.border import BorderPass
 from fcnopt.graph.passes.phases import PhasesPass
 from fcnopt.graph.stats import stats_of
 from fcnopt.media import fit_frame, open_clip
-from fcnopt.quantize import CalibrationFrames, make_precision
+from fcnopt.quantize import CalibrationFrames, PrecisionResult, make_precision
 from fcnopt.quantize.tune import Tuning
 from fcnopt.spec import ModelSpec
 
 _SAMPLES = 1000
 _CALIBRATION = 16
 _ROUNDED = Tuning(equalize=False, refine=False, rounding=True, bias=False)
-RUNTIMES = ("openvino", "onnxruntime")
+RUNTIMES: tuple[Form, ...] = ("openvino", "onnxruntime")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +60,14 @@ class Pair:
         precision: Of both graphs.
         before: Without.
         after: With it.
+        runtimes: What both run on; a quantized graph is made for one.
     """
 
     name: str
     precision: Precision
     before: onnx.ModelProto
     after: onnx.ModelProto
+    runtimes: tuple[Form, ...] = RUNTIMES
     same_logits: bool = False
     """Whether both hold the logits in one layout, and they should be equal."""
 
@@ -79,7 +84,7 @@ def main() -> None:
 
 
 def run(model: Path, clip: Path, count: int, progress: Progress) -> dict[str, Any]:
-    """Make every pair, and time it on every runtime.
+    """Make every pair, and time it on every runtime that its graphs are for.
 
     Raises:
         FcnoptError: The model or clip cannot be used, or a runtime fails.
@@ -96,7 +101,7 @@ def run(model: Path, clip: Path, count: int, progress: Progress) -> dict[str, An
         | _timed(pair, runtime, spec, frames, progress)
         for pair in pairs(original, spec, clip, progress)
         for facts in [_macs(pair) | {"logits_error": _logits_error(pair, frames[0])}]
-        for runtime in RUNTIMES
+        for runtime in pair.runtimes
     ]
     command = f"python benchmarks/rewrites.py {model.name} {clip.name} --frames {count}"
     return {"machine": describe_machine(), "command": command, "frames": len(frames), "rows": rows}
@@ -113,18 +118,30 @@ def pairs(original: onnx.ModelProto, spec: ModelSpec, clip: Path, progress: Prog
     yield from _differing(Pair(BorderPass.name, "fp32", whole, optimized(borders, whole), same_logits=True))
     yield from _differing(Pair(PhasesPass.name, "fp32", whole, optimized(last, whole)))
     frames = CalibrationFrames.collect([clip], spec, limit=_CALIBRATION)
+    with tempfile.TemporaryDirectory(prefix="fcnopt-") as folder:
+        quantized = partial(
+            make_precision,
+            whole,
+            spec,
+            "int8",
+            frames=frames,
+            method="mse",
+            range_file=Path(folder) / "ranges.json",  # measured once: ranges are those of all forms
+            progress=progress,
+        )
+        for runtime in RUNTIMES:
+            for pair in _integer_pairs(partial(quantized, form=runtime), progress):
+                yield from _differing(replace(pair, runtimes=(runtime,)))
 
-    def integers(tuning: Tuning) -> onnx.ModelProto:
-        return make_precision(
-            whole, spec, "int8", form="openvino", frames=frames, method="mse", tuning=tuning, progress=progress
-        ).model
 
-    nearest, rounded = integers(replace(_ROUNDED, rounding=False)), integers(_ROUNDED)
-    yield from _differing(Pair("raw frames into the first convolution", "int8", nearest, rounded))
-    yield from _differing(Pair(BorderPass.name, "int8", rounded, optimized(borders, rounded), same_logits=True))
-    both = optimized(last, rounded)
-    yield from _differing(Pair(PhasesPass.name, "int8", rounded, both))
-    yield from _differing(Pair("both of INT8", "int8", nearest, both))
+def _integer_pairs(quantized: Callable[..., PrecisionResult], progress: Progress) -> Iterator[Pair]:
+    """The rewrites of INT8, in graphs that are quantized by one runtime's rules; `quantized` takes the tuning."""
+    nearest, rounded = (quantized(tuning=tuning).model for tuning in (replace(_ROUNDED, rounding=False), _ROUNDED))
+    bordered, both = (optimize(rounded, passes=(last,), progress=progress)[0] for last in (BorderPass(), PhasesPass()))
+    yield Pair("raw frames into the first convolution", "int8", nearest, rounded)
+    yield Pair(BorderPass.name, "int8", rounded, bordered, same_logits=True)
+    yield Pair(PhasesPass.name, "int8", rounded, both)
+    yield Pair("both of INT8", "int8", nearest, both)
 
 
 def _differing(pair: Pair) -> Iterator[Pair]:

@@ -1,9 +1,9 @@
 """What a layer costs in each precision: what a search for the fastest assignment goes by.
 
 Times come from the roofline of the target's family. Where the target is a CPU runtime of this machine they are
-measured instead, by the runtime's own clock, in the graph with all layers quantized and in the one with none. Where
-precisions meet, tensors are written wider or once more (`Border`), which the table's bandwidth prices. Every layer
-says where its numbers come from.
+measured instead, by the runtime's own clock, in the graph with all layers quantized and in the one with none, each as
+it would be built. Where precisions meet, tensors are written wider or once more (`Border`), which the table's
+bandwidth prices. Every layer says where its numbers come from.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcnopt.backends.layertimes import layer_timer
-from fcnopt.backends.targets import Target
+from fcnopt.backends.targets import Form, Target
+from fcnopt.graph.passes import CPU_PASSES, optimize
 from fcnopt.quantize.methods import Quantized
+from fcnopt.quantize.placement import Placement
 from fcnopt.quantize.qdq import Grid, insert
 from fcnopt.quantize.rates import BYTES, Fallback, check_rate, fallback_of, rates_of
 from fcnopt.quantize.roofline import Border, Network, move_ms
@@ -143,17 +145,31 @@ def layer_costs(
     return _measured(costs, network, target, frame)
 
 
+def timed_graph(model: onnx.ModelProto, placement: Placement | None, form: Form) -> onnx.ModelProto:
+    """A graph that does the work of the one that is built for a CPU runtime, to be timed.
+
+    Layers keep their names: the passes behind quantization rename no node that can be quantized.
+
+    Args:
+        model: Optimized FP32 graph, its frames as INT8 reads them; unchanged afterwards.
+        placement: What is quantized; None leaves all of it float.
+        form: Of the graph to be made.
+    """
+    if placement is not None:
+        model = insert(model, placement, dict.fromkeys(placement.tensors, _ANY_GRID), form)
+    # not verified: the builder proves the graph that it makes, and on any grid there is nothing to prove
+    return optimize(model, passes=CPU_PASSES, verify=False)[0]
+
+
 def _measurable(target: Target) -> bool:
     return target.runtime in ("openvino", "onnxruntime") and not target.device and target.runs_here()
 
 
 def _measured(costs: Costs, network: Network, target: Target, frame: NDArray[np.uint8]) -> Costs:
     """The same with measured times, in turns, so that what else the machine does meets both graphs."""
-    placement = network.placement
-    quantized = insert(network.model, placement, dict.fromkeys(placement.tensors, _ANY_GRID), target.form)
     with (
-        layer_timer(quantized, target, costs.precision) as whole,
-        layer_timer(network.model, target, costs.fallback) as plain,
+        layer_timer(timed_graph(network.model, network.placement, target.form), target, costs.precision) as whole,
+        layer_timer(timed_graph(network.model, None, target.form), target, costs.fallback) as plain,
     ):
         for _ in range(_RUNS):
             whole.run(frame)

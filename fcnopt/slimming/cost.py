@@ -24,14 +24,13 @@ from fcnopt.backends.layertimes import layer_timer
 from fcnopt.backends.targets import Target
 from fcnopt.errors import UsageError
 from fcnopt.graph.io import import_graph
-from fcnopt.graph.passes import optimize
+from fcnopt.graph.passes import WHOLE_FRAMES, optimize
 from fcnopt.graph.prepost import attach
 from fcnopt.graph.taps import logits_name
 from fcnopt.models.convert import to_onnx
 from fcnopt.models.fcn import FCN, Architecture
-from fcnopt.quantize.cost import layer_costs
+from fcnopt.quantize.cost import layer_costs, timed_graph
 from fcnopt.quantize.placement import Placement, place
-from fcnopt.quantize.qdq import Grid, insert
 from fcnopt.quantize.rates import Rates, rates_of
 from fcnopt.spec import ModelSpec
 
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 _OPSET = 20
 _RUNS = 16
-# Times hang on no value, so any grid will do; with this one values neither vanish nor all saturate.
-_ANY_GRID = Grid(0.05, 0, "uint8")
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,9 @@ def measured_ms(network: FCN, spec: ModelSpec, target: Target) -> tuple[dict[str
 
 
 def measured_speedup(original: FCN, narrow: FCN, spec: ModelSpec, target: Target) -> float:
-    """Time of one network over that of another, INT8, run in turns, so that what else the machine does meets both.
+    """Time of one network over that of another, in INT8 as they would be built.
+
+    They run in turns, so that what else the machine does meets both.
 
     Raises:
         BackendError: The runtime to measure with fails.
@@ -200,8 +199,7 @@ def measured_speedup(original: FCN, narrow: FCN, spec: ModelSpec, target: Target
     with ExitStack() as stack:
         timers = []
         for network in (original, narrow):
-            model, placement = _prepared(network, spec, target)
-            quantized = insert(model, placement, dict.fromkeys(placement.tensors, _ANY_GRID), target.form)
+            quantized = timed_graph(*_prepared(network, spec, target), target.form)
             timers.append(stack.enter_context(layer_timer(quantized, target, "int8")))
         for _ in range(_RUNS):
             for timer in timers:
@@ -211,9 +209,11 @@ def measured_speedup(original: FCN, narrow: FCN, spec: ModelSpec, target: Target
 
 
 def _prepared(network: FCN, spec: ModelSpec, target: Target) -> tuple[onnx.ModelProto, Placement]:
-    """The optimized graph, and what of it can be quantized."""
+    """The optimized graph that a build for the target quantizes, and what of it can be quantized."""
     converted = to_onnx(network, _size(spec), dynamic=False, opset=_OPSET)
     model, _ = optimize(attach(converted, spec), verify=False)
+    if target.form != "tensorrt":
+        model, _ = optimize(model, passes=WHOLE_FRAMES, verify=False)
     return model, place(import_graph(model), logits_name(model), lambda _tensor, _node: None, "int8", form=target.form)
 
 

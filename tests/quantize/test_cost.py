@@ -12,11 +12,13 @@ from fcnopt.backends.layertimes import LayerTimer
 from fcnopt.backends.targets import Target
 from fcnopt.errors import GraphError, UsageError
 from fcnopt.graph.io import import_graph
+from fcnopt.graph.passes import CPU_PASSES, optimize
 from fcnopt.quantize.cost import Costs, layer_costs
 from fcnopt.quantize.placement import place
+from fcnopt.quantize.qdq import Grid, insert
 from fcnopt.quantize.rates import GPUS
 from fcnopt.quantize.roofline import Border
-from tests.quantize.nets import CLASSES, SIZE, Net, Options, fcn, images, pooled
+from tests.quantize.nets import CLASSES, SIZE, Net, Options, fcn, images, ops, pooled
 
 RTX = Target.parse("tensorrt-rtx:sm86")
 
@@ -169,6 +171,27 @@ def test_measured_times_of_every_layer_replace_the_table(
     for kind, whole in found.whole_ms.items():
         assert sum(cost.ms[kind] for cost in found.layers.values()) < whole
     assert found.borders == table.borders
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_graphs_are_timed_as_they_are_built(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    model, form = fcn(rng), Target.parse(target).form
+    timed = {}
+
+    def timer(graph: onnx.ModelProto, _target: Target, precision: str) -> Clock:
+        timed[precision] = graph
+        return Clock({("x",): 1.0})
+
+    monkeypatch.setattr("fcnopt.quantize.cost.layer_timer", timer)
+    kinds = costs(model, target, images(rng, 1)[0])
+    placement = place(import_graph(model), "logits", form=form)
+    quantized = insert(model, placement, dict.fromkeys(placement.tensors, Grid(0.1, 0, "uint8")), form)
+    for kind, graph in ((kinds.precision, quantized), (kinds.fallback, model)):
+        built, reports = optimize(graph, passes=CPU_PASSES, strict=True)
+        assert any(report.changed for report in reports)
+        assert sorted(ops(timed[kind])) == sorted(ops(built))
 
 
 class Clock(LayerTimer):

@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
+from fcnopt.backends.layertimes import LayerTimer, layer_timer
 from fcnopt.backends.targets import Target
+from fcnopt.builder import build
+from fcnopt.bundle import MODEL
 from fcnopt.errors import UsageError
+from fcnopt.graph import io
 from fcnopt.models.fcn import Architecture
 from fcnopt.quantize.rates import GPUS, Rates, rates_of
-from fcnopt.slimming.cost import CostModel, cost_model, measured_speedup, table, widths_of
+from fcnopt.settings import BuildSettings
+from fcnopt.slimming.cost import CostModel, cost_model, measured_ms, measured_speedup, table, widths_of
 from fcnopt.slimming.plan import Plan, fit_plan, make_plan
 from fcnopt.spec import ClassSpec, FrameSpec, ModelSpec
 from tests.models.networks import tiny
@@ -129,6 +138,88 @@ def test_layers_are_timed_where_the_target_runs() -> None:
     assert ratio == pytest.approx(found.layers["conv1_2"].factor)
     assert found.total_ms({**found.widths, "conv1_2": 8}) < found.total_ms(found.widths)
     assert measured_speedup(network, network, spec, Target.parse("openvino")) > 0
+
+
+class Clock(LayerTimer):
+    """A runtime that spends time in convolutions alone: as told by the weight's name up to its dot, else a second."""
+
+    def __init__(self, model: onnx.ModelProto, told: dict[str, float]) -> None:
+        super().__init__()
+        self._nodes, self._told = model.graph.node, told
+
+    def run(self, _frame: NDArray[np.uint8]) -> None:
+        stored = {node.output[0]: node.input[0] for node in self._nodes if node.op_type == "DequantizeLinear"}
+        for node in self._nodes:
+            if node.op_type == "Conv":
+                weight = stored.get(node.input[1], node.input[1])
+                self._add((node.name,), self._told.get(weight.split(".")[0], 1000.0))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., LayerTimer]], list[onnx.ModelProto]]:
+    """Lets graphs be timed by another timer, and gives the list of those that are."""
+
+    def by(timer: Callable[..., LayerTimer]) -> list[onnx.ModelProto]:
+        found: list[onnx.ModelProto] = []
+
+        def noted(model: onnx.ModelProto, *rest: Any) -> LayerTimer:
+            found.append(model)
+            return timer(model, *rest)
+
+        for room in ("slimming", "quantize"):
+            monkeypatch.setattr(f"fcnopt.{room}.cost.layer_timer", noted)
+        return found
+
+    return by
+
+
+def test_what_is_timed_is_the_graph_that_is_built(
+    tiny_model: Path, street: Path, tmp_path: Path, timed: Callable[..., list[onnx.ModelProto]]
+) -> None:
+    for runtime in ("openvino", "onnxruntime"):
+        pytest.importorskip(runtime)
+    settings = BuildSettings(folder=tmp_path, calib=tmp_path / "calib", max_frames=2)
+    path = build(tiny_model, precision="int8", target="openvino", calibration=street / "images", settings=settings)
+    built = io.load(path / MODEL)
+    spec = io.read_spec(built)
+    assert spec is not None
+    work = sorted(node.op_type for node in built.graph.node)
+    assert "DepthToSpace" in work
+    graphs = timed(lambda model, *_: Clock(model, {}))
+    network = tiny(batch_norm=True, widths=(16, 16, 24, 24, 32), fc_widths=(32, 32))
+    assert measured_speedup(network, network, spec, Target.parse("openvino")) == 1.0
+    measured_ms(network, spec, Target.parse("openvino"))
+    before, after, whole, plain = ([node.op_type for node in graph.graph.node] for graph in graphs)
+    assert sorted(before) == sorted(after) == sorted(whole) == work
+    assert "QuantizeLinear" not in plain
+    assert plain[-7:] == whole[-7:]
+    assert "DepthToSpace" in plain[-7:]
+
+
+@pytest.mark.parametrize("padding", ["same", "caffe"])
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_every_layer_is_given_its_own_time(
+    timed: Callable[..., list[onnx.ModelProto]], target: str, padding: str
+) -> None:
+    pytest.importorskip(target)
+    network = tiny(padding=padding, widths=(16, 32, 32, 32, 32), fc_widths=(32, 32))
+    spec = ModelSpec(FrameSpec(96, 128), ClassSpec.of_count(5))
+    told = {name: float(index) for index, name in enumerate(widths_of(network.architecture), 1)}
+    graphs = timed(lambda model, *_: Clock(model, told))
+    found, total = measured_ms(network, spec, Target.parse(target))
+    assert found == told
+    assert total == sum(told.values()) + 4 * 1000.0, "three scores and the last upsampling"
+    assert any(".wide" in node.name for node in graphs[0].graph.node) == (padding == "caffe"), "borders are constant"
+
+    graphs = timed(layer_timer)
+    found, total = measured_ms(network, spec, Target.parse(target))
+    assert len(graphs) == 2
+    assert found is not None
+    assert found.keys() == told.keys()
+    assert 0 < sum(found.values()) < total
 
 
 def test_a_target_that_does_not_run_here_is_estimated() -> None:
