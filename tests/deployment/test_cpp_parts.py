@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fcnopt.backends import cpurates, openvino_mode
-from fcnopt.backends.machine import isa_of
+from fcnopt.backends.machine import int8_saturates, isa_of
 from fcnopt.bundle import Bundle, finish
 from fcnopt.errors import BackendError
 from fcnopt.manifest import Manifest
@@ -261,12 +261,17 @@ def test_the_mode_of_float_layers_is_chosen_as_in_python(
     assert (code, errors) == (0, "")
     lines = said.splitlines()
     costs = []
+    assert openvino_mode._has_wide_weights(graph)
     with monkeypatch.context() as patch:
         for text in _CPUS.values():
             patch.setattr(openvino_mode, "cpu_isa", lambda text=text: isa_of(text))
             costs.append(openvino_mode._fp32_costs(graph))
     assert len(set(costs)) >= 3, "the CPUs are too alike to prove anything"
-    np.testing.assert_allclose([float(line) for line in lines[: len(costs)]], costs, rtol=1e-9)
+    found = [line.split() for line in lines[: len(costs)]]
+    np.testing.assert_allclose([float(cost) for cost, _ in found], costs, rtol=1e-9)
+    saturating = [int8_saturates(isa_of(text)) for text in _CPUS.values()]
+    assert sum(saturating) == 1
+    assert [answer == "1" for _, answer in found] == saturating
     expected = []
     for precision in ("fp32", "fp16", "bf16", "int8"):
         for has in (frozenset({"FP32"}), frozenset({"FP32", "BF16"}), frozenset({"FP32", "FP16"})):

@@ -101,11 +101,12 @@ class OpenVinoBackend : public Backend {
         const auto model = core.read_model(std::string(bundle.engine(0).text()), kept);
         Words has;
         for (const auto& word : core.get_property(device, ov::device::capabilities)) has.insert(word);
-        compiled_ = core.compile_model(
-            model, device,
-            ov::AnyMap{{"PERFORMANCE_HINT", mode_ == Mode::latency ? "LATENCY" : "THROUGHPUT"},
-                       {"INFERENCE_PRECISION_HINT", execution_mode(model, manifest.precision, has, device)},
-                       {"PERF_COUNT", "NO"}});
+        ov::AnyMap hints{{"PERFORMANCE_HINT", mode_ == Mode::latency ? "LATENCY" : "THROUGHPUT"},
+                         {"INFERENCE_PRECISION_HINT", execution_mode(model, manifest.precision, has, device)},
+                         {"PERF_COUNT", "NO"}};
+        std::ifstream cpuinfo("/proc/cpuinfo");
+        if (device == "CPU" && saturates(*model, flags_in(cpuinfo))) hints["LP_TRANSFORMS_MODE"] = "NO";
+        compiled_ = core.compile_model(model, device, hints);
     }
 
     static std::vector<std::int64_t> sides(const ov::Output<const ov::Node>& port) {

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <openvino/op/constant.hpp>
 #include <openvino/op/matmul.hpp>
 #include <openvino/openvino.hpp>
 #include <optional>
@@ -23,6 +24,7 @@
 namespace fcnopt::detail {
 
 constexpr double little = 0.005;            ///< share of the time that FP32 may cost
+constexpr int narrow = 64;                  ///< the largest int8 weight whose sums of two products fit into 16 bits
 constexpr std::int64_t any_size = 512;      ///< for open axes: layers' shares of the work hardly hang on the size
 using Words = std::set<std::string>;
 
@@ -43,15 +45,18 @@ inline Words flags_in(std::istream& cpuinfo) {
     return {};
 }
 
+inline bool any_of(const Words& flags, std::initializer_list<const char*> names) {
+    return std::any_of(names.begin(), names.end(), [&flags](const char* name) { return flags.count(name) > 0; });
+}
+
+inline bool has_vnni(const Words& flags) { return any_of(flags, {"avx512_vnni", "avx_vnni"}); }
+
 inline MacsACycle macs_a_cycle(const Words& flags) {
-    const auto any = [&flags](std::initializer_list<const char*> names) {
-        return std::any_of(names.begin(), names.end(), [&flags](const char* name) { return flags.count(name) > 0; });
-    };
     MacsACycle cycle;
-    cycle.fp32 = any({"avx512f"}) ? 32 : 16;
-    cycle.int8 = any({"avx512_vnni", "avx_vnni"}) ? 4 * cycle.fp32 : cycle.fp32 * 4 / 3;
+    cycle.fp32 = any_of(flags, {"avx512f"}) ? 32 : 16;
+    cycle.int8 = has_vnni(flags) ? 4 * cycle.fp32 : cycle.fp32 * 4 / 3;
     cycle.half = 2 * cycle.fp32;
-    if (any({"amx_int8"})) cycle.int8 = 1024, cycle.half = 512;
+    if (any_of(flags, {"amx_int8"})) cycle.int8 = 1024, cycle.half = 512;
     return cycle;
 }
 
@@ -92,6 +97,21 @@ inline bool has_integer_weights(const ov::Node& node) {
     while (of_weights.count(kind_of(*weights)) > 0) weights = weights->get_input_node_shared_ptr(0);
     const auto type = weights->get_element_type();
     return kind_of(*weights) == "Constant" && (type == ov::element::i8 || type == ov::element::u8);
+}
+
+/// Whether integer kernels of this CPU, which add pairs of int8 products in 16 bits, could saturate in this graph: it
+/// is computed in float then, exactly.
+inline bool saturates(const ov::Model& model, const Words& flags) {
+    if (!any_of(flags, {"avx2", "avx512f"}) || has_vnni(flags)) return false;
+    for (const auto& node : model.get_ops()) {
+        if (kind_of(*node) != "Constant" || node->get_element_type() != ov::element::i8) continue;
+        const auto& weights = dynamic_cast<const ov::op::v0::Constant&>(*node);
+        if (weights.get_shape().size() < 2) continue;  // zero points
+        const auto* values = weights.get_data_ptr<std::int8_t>();
+        const auto wide = [](std::int8_t value) { return value > narrow || value < -narrow; };
+        if (std::any_of(values, values + product(weights.get_shape()), wide)) return true;
+    }
+    return false;
 }
 
 /// The graph with a size for its open axes.
