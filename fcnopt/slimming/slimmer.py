@@ -37,6 +37,7 @@ from fcnopt.slimming.teacher import Teacher, ask
 from fcnopt.spec import ClassSpec, FrameSpec, ModelSpec
 
 _VERSION = 2
+_TIMED = "as built"  # how networks are timed for a plan: plans that were chosen in another way are chosen anew
 
 
 def slim(
@@ -215,7 +216,8 @@ class _Run:
         """The plan, and its speedup; where the target runs here, widths are chosen until the measured one is met."""
         options = self._options
         multiple = options.multiple or (32 if self._target.form == "tensorrt" else 16)
-        key = key_of(self._learned, moments["fc6"].curvature.tolist(), options.speedup, multiple, str(self._target))
+        wanted = (options.speedup, multiple, str(self._target), _TIMED)
+        key = key_of(self._learned, moments["fc6"].curvature.tolist(), *wanted)
         kept: dict[str, Any] | None = self._work.load("plan", key)
         if kept is not None:
             return Plan(**kept["plan"]), kept["speedup"], kept["measured"]
