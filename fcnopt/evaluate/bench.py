@@ -173,7 +173,10 @@ def _notes(run: Rounds, runners: Sequence[Runner], names: Sequence[str]) -> tupl
         notes.append(f"{run.truth_frames} of {run.frames} frames have label maps; accuracy is measured on these.")
     if run.frames < _FEW_FRAMES:
         notes.append(f"{run.frames} frames are few: drops of classes that are rare in them say little.")
-    notes += [note for one in run.contenders if (note := unsteady(one.entrant.name, one.paces))]
+    disturbed = [found for one in run.contenders if (found := unsteady(one.entrant.name, one.paces))]
+    if disturbed:
+        told = ", ".join(disturbed)
+        notes.append(f"The machine was disturbed: from round to round {told}. Measure again with nothing beside it.")
     classes = runners[0].spec.classes.names
     for runner, name in zip(runners, names, strict=True):
         if runner.spec.classes.names != classes:
@@ -182,14 +185,11 @@ def _notes(run: Rounds, runners: Sequence[Runner], names: Sequence[str]) -> tupl
 
 
 def unsteady(name: str, paces: Sequence[Pace]) -> str:
-    """What to say of rates that differ more from round to round than an engine's do by itself; empty for nothing."""
+    """An engine's slowest and fastest round where they differ more than it does by itself; else empty."""
     rates = [pace.frames / pace.seconds for pace in paces if pace.seconds >= _TURN_S]
     if len(rates) < 2 or max(rates) <= _UNSTEADY * min(rates):
         return ""
-    return (
-        f"The machine was disturbed: {name} ran at {min(rates):.3g} to {max(rates):.3g} FPS from round to round. Let "
-        "nothing run beside it, and measure again."
-    )
+    return f"{name} ran at {min(rates):.3g} to {max(rates):.3g} FPS"
 
 
 def _versions() -> dict[str, str]:

@@ -247,7 +247,6 @@ def test_the_stretch_begins_when_as_many_are_done_as_are_in_flight() -> None:
 def test_rates_that_differ_from_round_to_round_are_told() -> None:
     steady = [Pace(10, 1.0, whole=False), Pace(10, 0.9, whole=False)]
     assert unsteady("int8", steady) == ""
-    note = unsteady("int8", [*steady, Pace(10, 2.0, whole=False)])
-    assert note.startswith("The machine was disturbed: int8 ran at 5 to 11.1 FPS from round to round.")
+    assert unsteady("int8", [*steady, Pace(10, 2.0, whole=False)]) == "int8 ran at 5 to 11.1 FPS"
     # the timing of a few milliseconds says nothing of the machine
     assert unsteady("int8", [*steady, Pace(1, 0.2, whole=False)]) == ""
