@@ -146,7 +146,7 @@ def _words(result: subprocess.CompletedProcess[str]) -> str:
         return f"died by signal {-result.returncode}"
     if "Traceback" in result.stderr:
         return f"a trace: {result.stderr.strip().splitlines()[-1][:300]}"
-    if result.returncode != 1 or "error: " not in result.stderr or "fix: " not in result.stderr:
+    if result.returncode not in (1, 2) or "error: " not in result.stderr or "fix: " not in result.stderr:
         return f"exit code {result.returncode}: {result.stderr[-300:].strip()}"
     return ""
 

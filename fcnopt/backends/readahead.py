@@ -192,7 +192,10 @@ class ReadAhead:
                 if index < 0:
                     break
                 at = time.perf_counter()
-                self._asked_at = None
+                asked_at, self._asked_at = self._asked_at, None
+                stall_s = self._options.stall_s
+                if stall_s is not None and asked_at is not None and at - asked_at > stall_s:
+                    raise self._stall()  # nobody waited for it then; with a faster engine it would have been given up
                 if not self._offer(index, at, self._prepare(frame)):
                     return
         except BaseException as caught:  # noqa: BLE001  (handed to the taker, whatever it is)

@@ -136,6 +136,22 @@ def test_a_source_that_stalls_ends_the_stream_after_the_frames_before(policy: An
     release.set()
 
 
+@pytest.mark.parametrize("prefetch", [0, 4])
+def test_a_stall_that_is_over_before_anybody_waits_for_the_source_is_one_too(prefetch: int) -> None:
+    """Whether a source is given up does not hang on how fast the engine is."""
+
+    def recovering() -> Iterator[NDArray[np.uint8]]:
+        yield from camera(2, 0.02)
+        time.sleep(0.5)
+        yield from camera(2, 0.02)
+
+    runner = Lanes(work=lambda _: time.sleep(0.7))
+    got: list[Outputs] = []
+    with pytest.raises(MediaError, match=r"stalled: no frame for 0\.2 s after frame 1"):
+        got.extend(runner.stream(recovering(), policy="drop-oldest", prefetch=prefetch, stall_s=0.2))
+    assert labels(got)[-1] == 1
+
+
 def test_a_caller_s_pause_is_no_stall_of_the_source() -> None:
     stream = Lanes().stream(numbered(20), stall_s=1.0)
     assert next(stream).index == 0
