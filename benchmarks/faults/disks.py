@@ -20,8 +20,8 @@ from faults.process import program, run_in
 
 FAMILY = "disks"
 _PROMISE = (
-    "it succeeds, or exits with 1, one error and a fix, without a trace; what is at the result's place is whole, "
-    "and after a failure nothing hidden is left"
+    "it succeeds, or exits with 1 (or 2), one error and a fix, without a trace; what is at the result's place is "
+    "whole, and after a failure nothing hidden is left"
 )
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
 
