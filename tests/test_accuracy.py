@@ -35,9 +35,18 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "images"
 
 
-@pytest.fixture
-def calib(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("calib")
+@pytest.fixture(scope="module")
+def decided(tiny_model: Path, street: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ranges and recipe of the network for ONNX Runtime, before any of it is left float: most of a build's time."""
+    folder = tmp_path_factory.mktemp("decided")
+    run(tiny_model, street / "images", folder, None, None)
+    return folder / "calib"
+
+
+@pytest.fixture(autouse=True)
+def _begun(decided: Path, tmp_path: Path) -> None:
+    """What is decided already is at hand, as after an earlier build."""
+    shutil.copytree(decided, tmp_path / "calib")
 
 
 def run(
