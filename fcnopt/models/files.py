@@ -138,9 +138,9 @@ def _read_pickle(path: Path) -> Any:
 
 def _check_archive(path: Path) -> None:
     """Refuse what would unpack to more than it is: torch writes its archives uncompressed."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):  # raises, too, on archives that say they span several disks
+            return
         with zipfile.ZipFile(path) as archive:
             entries = [
                 entry for entry in archive.infolist() if entry.filename.split("/")[1:2] != ["code"]

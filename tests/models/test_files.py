@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import collections
 import pickle
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -224,6 +225,17 @@ def test_weights_that_are_shared_are_read_under_each_name(tmp_path: Path) -> Non
     shared = torch.randn(100, 100)
     found = read_state_dict(saved({"a": shared, "b": shared, "c": shared.T}, tmp_path)).tensors
     torch.testing.assert_close(found["c"], found["a"].T)
+
+
+def test_an_archive_that_spans_several_disks_is_refused(tmp_path: Path) -> None:
+    """Python's own look whether it is an archive raises on it (found by atheris)."""
+    path = tmp_path / "parts.pth"
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 0, 0, 2)
+    path.write_bytes(bytes(64) + locator + b"PK\x05\x06" + bytes(18))
+    with pytest.raises(
+        CheckpointError, match=r"parts\.pth: cannot be read, it is truncated or not a checkpoint: zipfiles"
+    ):
+        read_state_dict(path)
 
 
 def test_a_compressed_archive_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
