@@ -68,6 +68,6 @@ def _count(done: subprocess.CompletedProcess[str], tally: Tally) -> None:
     tally.worst_s = float(stats.get("slowest_unit_time_sec", 0))
     tally.notes.append(f"{covered[-1] if covered else 0} edges covered; memory is that of the whole process")
     if done.returncode:
-        said = (done.stdout + done.stderr).splitlines()
-        lines = [line for line in said if any(word in line for word in ("Exception", "ERROR", "Error", "BadZip"))]
+        raised = re.search(r"Uncaught Python exception: ===\n(.*)", done.stdout + done.stderr)
+        lines = [raised[1]] if raised else [line for line in done.stderr.splitlines() if "ERROR" in line]
         tally.faults.append(" / ".join(lines[:4])[:400] or done.stderr[-300:].strip())
