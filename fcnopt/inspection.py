@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fcnopt.bundle import MANIFEST, Bundle
 from fcnopt.errors import UsageError
 from fcnopt.graph import io
+from fcnopt.graph.prepost import batch_of
 from fcnopt.graph.stats import GraphStats, stats_of
 from fcnopt.locate import model_file
 from fcnopt.manifest import Manifest
 from fcnopt.spec import ModelSpec
-
-if TYPE_CHECKING:
-    import onnx
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,9 @@ def inspect(path: str | Path) -> Inspection:
         bundle = bundle_at(place.parent if place.name == MANIFEST else place)
         manifest, model = bundle.manifest, io.load(bundle.model)
         signed = bundle.signer, bundle.trusted
-        return Inspection(bundle.path, manifest.spec, stats_of(model), manifest, _batch(model), *signed)
+        return Inspection(bundle.path, manifest.spec, stats_of(model), manifest, batch_of(model), *signed)
     model = io.load(model_file(place))
-    return Inspection(place, io.read_spec(model), stats_of(model), None, _batch(model))
+    return Inspection(place, io.read_spec(model), stats_of(model), None, batch_of(model))
 
 
 def bundle_at(folder: Path) -> Bundle:
@@ -80,11 +78,3 @@ def bundle_at(folder: Path) -> Bundle:
     bundle = Bundle.read_trusted(folder)
     bundle.verify()
     return bundle
-
-
-def _batch(model: onnx.ModelProto) -> int | None:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    for value in model.graph.input:
-        if value.name not in constants and value.type.tensor_type.shape.dim:
-            return value.type.tensor_type.shape.dim[0].dim_value or None
-    return None

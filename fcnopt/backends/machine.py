@@ -60,6 +60,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@functools.cache  # asked for every layer that is quantized
 def cpu_isa() -> tuple[str, ...]:
     """The vector extensions of this machine that matter, as `describe_machine` names them."""
     return isa_of(_read("/proc/cpuinfo"))

@@ -72,7 +72,7 @@ def check_int8(built: Provenance) -> None:
     """Refuse an int8 engine that was proved with VNNI on an x86 CPU without it.
 
     Its weights take all of int8, with which sums saturate there (`fcnopt.backends.machine.int8_saturates`). Runtimes
-    are asked to compute such graphs in float, which is right, but several times slower than where it was proved.
+    are asked to compute such graphs in float, which is right, but slower than where it was proved.
 
     Raises:
         BackendError: As said.

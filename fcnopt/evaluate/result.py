@@ -203,10 +203,10 @@ class BenchResult:
 
     def speedup_range(self, engine: EngineResult) -> tuple[float, float] | None:
         """The least and the most `speedup` of any round; None where fewer than two rounds timed both."""
-        pairs = list(zip(engine.fps_rounds, self.reference.fps_rounds, strict=False))
-        if len(pairs) < 2 or len(engine.fps_rounds) != len(self.reference.fps_rounds):
+        own, base = engine.fps_rounds, self.reference.fps_rounds
+        if len(own) != len(base) or len(own) < 2:
             return None
-        ratios = [own / base for own, base in pairs]
+        ratios = [fps / reference for fps, reference in zip(own, base, strict=True)]
         return min(ratios), max(ratios)
 
     def worst_class(self, engine: EngineResult) -> tuple[str, float] | None:

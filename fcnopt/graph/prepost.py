@@ -61,8 +61,12 @@ def attach(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
 
 
 def batch_of(model: onnx.ModelProto) -> int | None:
-    """How many frames at a time a model takes that `attach` made; None where that is open."""
-    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+    """How many frames at a time a model takes, by its first input that is no weight; None where that is open."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name not in constants and value.type.tensor_type.shape.dim:
+            return value.type.tensor_type.shape.dim[0].dim_value or None
+    return None
 
 
 def infer_shapes(model: onnx.ModelProto) -> None:
