@@ -3,7 +3,7 @@
     python benchmarks/growth.py --out benchmarks/results/growth
 
 Exports the network anew for every size and number of classes, builds it as `fcnopt build` does (FP32, and INT8
-calibrated on one frame: speed does not depend on ranges) and runs each engine in a process of its own. Peaks are
+with the ranges of one frame: speed does not depend on them) and runs each engine in a process of its own. Peaks are
 measured: matrix products in the runtime's own kernels, and copies in memory. Writes OUT.json and OUT.md.
 """
 

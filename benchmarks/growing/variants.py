@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import onnx
 
@@ -12,7 +13,9 @@ from fcnopt.backends.base import Precision, Progress
 from fcnopt.bundle import MODEL
 from fcnopt.graph import io
 
-_FRAMES = 1  # speed and memory do not depend on the ranges
+# The quickest: speed and memory do not depend on the ranges.
+_FRAMES = 1
+_METHOD: Final = "minmax"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def make(variant: Variant, precision: Precision, sources: Sources) -> tuple[Path
         export(checkpoint, exported, options=ExportOptions(size=variant.size), progress=sources.progress)
     settings = BuildSettings(
         max_frames=_FRAMES,
+        method=_METHOD,
         batch=variant.batch if variant.batch > 1 else None,
         folder=sources.work,
         calib=sources.work / f"{stem}-calib",
