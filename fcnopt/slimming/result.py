@@ -63,7 +63,9 @@ class SlimResult:
             f"on {self.claim.frames} frames held out, against {truth}: mIoU drop {self.before.verdict.drop:+.2f} "
             f"before recovery, {self.after.verdict.drop:+.2f} after {self.recovered.steps} steps "
             f"in {self.recovered.seconds / 60:.1f} minutes",
-            *(["recovery made it worse and was left out: give it more --minutes"] if self.after is self.before else []),
+            *(["recovery made it worse and was left out"] if self.after is self.before else []),
             *self.after.verdict.reasons,
         ]
+        if not self.kept:
+            lines.append("fix: train for more --minutes, or on a GPU; ask for less --speedup; or give more --frames")
         return "\n".join(lines)

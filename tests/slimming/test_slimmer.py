@@ -206,6 +206,7 @@ def test_a_budget_out_of_reach_is_missed_and_said(drive: Path, tmp_path: Path) -
     assert "1.2" in text
     assert "(estimated)" in text
     assert all(reason in text for reason in result.after.verdict.reasons)
+    assert "fix: train for more --minutes, or on a GPU; ask for less --speedup" in text
 
 
 def test_a_recovery_that_does_harm_is_left_out(drive: Path, tmp_path: Path) -> None:
