@@ -81,15 +81,15 @@ def test_peaks_are_measured() -> None:
     assert all(rate > 0 for rate in (*found.gmacs.values(), found.gbytes))
 
 
-def test_the_chain_of_int8_products_runs_in_int8() -> None:
+@pytest.mark.parametrize("shape", [(64, 64), (1, 64, 2, 32)], ids=["matmul", "convolution"])
+def test_the_chain_of_int8_products_runs_in_int8(shape: tuple[int, ...]) -> None:
     import openvino as ov
 
     from fcnopt.backends.openvino import executed_layers
 
-    compiled = ov.Core().compile_model(peaks._products(True, 64), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    products = [
-        layer for layer in executed_layers(compiled, set()) if layer.kind in ("FullyConnected", "MatMul", "Gemm")
-    ]
+    compiled = ov.Core().compile_model(peaks._products(True, 64, shape), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = ("FullyConnected", "MatMul", "Gemm", "Convolution")
+    products = [layer for layer in executed_layers(compiled, set()) if layer.kind in kinds]
     assert len(products) == 4
     assert {layer.precision for layer in products} == {"int8"}
 
